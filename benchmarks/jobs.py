@@ -1,0 +1,219 @@
+"""The jobs of both benchmarks: settings, steps and targets live once, here.
+
+Imports no library, so that the workers of every peer can read it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+
+def linear(start: float) -> Callable[[float], float]:
+    """A schedule from `start` to 0, in SB3's form: a function of the remaining progress (1 to 0)."""
+
+    def value(progress_remaining: float) -> float:
+        return start * progress_remaining
+
+    return value
+
+
+# -- speed -------------------------------------------------------------------------------------------
+
+
+class Run(NamedTuple):
+    """What one child process trains and times: a `learn` that compiles, another, and a timed third one.
+
+    Attributes:
+        algorithm: the class's name, the same in all libraries.
+        env: an environment's id.
+        n_envs: parallel environments (per seed).
+        settings: hyper-parameters by SB3's names.
+        warmup: environment steps of the first and of the second `learn`, per seed.
+        steps: environment steps of the timed third `learn`, per seed.
+        seeds: agents trained at once, in one process (ours only).
+        vectorised: give the environments as one natively vectorised `gymnasium.vector` env (ours only).
+        progress_bar: show live progress while training.
+        terminal: let the child believe that its stderr is a terminal, so that progress is drawn as for a user.
+        cores: the child is pinned to this many.
+    """
+
+    algorithm: str
+    env: str
+    n_envs: int
+    settings: Mapping[str, Any]
+    warmup: int
+    steps: int
+    seeds: int = 1
+    vectorised: bool = False
+    progress_bar: bool = False
+    terminal: bool = False
+    cores: int = 1
+
+
+GYM, FUSED = "CartPole-v1", "advantage/CartPole-v1"
+PPO = {"n_steps": 256, "batch_size": 256, "n_epochs": 10}
+# SB3's defaults; this one is named because SBX's default differs.
+DQN = {"target_update_interval": 10_000}
+
+# SB3 takes 10 to 20 s for the timed part. In `fused` runs a step's cost doesn't depend on the policy (a reset is computed at every
+# step), so they may be longer, to be measurable; runs on Gymnasium take as many steps as SB3's, since
+# episodes grow longer, and resets rarer, as the agents learn.
+_PPO = Run("PPO", GYM, 8, PPO, warmup=4_096, steps=40_960)
+_PPO_FUSED = _PPO._replace(env=FUSED, steps=204_800)
+_DQN = Run("DQN", GYM, 1, DQN, warmup=1_000, steps=16_000)
+_DQN_FUSED = _DQN._replace(env=FUSED, steps=80_000)
+
+RUNS: dict[str, Run] = {
+    "ppo-gym": _PPO,
+    "ppo-gymvec": _PPO._replace(vectorised=True),
+    "ppo-fused": _PPO_FUSED,
+    "ppo-fused-8seeds": _PPO_FUSED._replace(seeds=8, cores=2),
+    "dqn-gym": _DQN,
+    "dqn-gym-8seeds": _DQN._replace(seeds=8),
+    "dqn-fused": _DQN_FUSED,
+    # Compiling: few updates before the clock starts, since `compile_cpu` takes their cost off again.
+    "ppo-gym-40epochs": _PPO._replace(settings={**PPO, "n_epochs": 40}, warmup=2_048, steps=8_192),
+    "dqn-gym-64gradients": _DQN._replace(settings={**DQN, "gradient_steps": 64}, warmup=200, steps=1_200),
+    # Long enough for many redraws of the progress.
+    "fused-plain": _PPO_FUSED._replace(steps=409_600, terminal=True),
+    "fused-progress": _PPO_FUSED._replace(steps=409_600, terminal=True, progress_bar=True),
+}
+PROGRAMS = ("import", "help")
+"""What else a worker can do: names beside those of `RUNS`."""
+
+
+class Value(NamedTuple):
+    """One number of one child: `library`, its `run` (in `RUNS` or `PROGRAMS`), the `field`."""
+
+    library: str
+    run: str
+    field: str
+
+
+class Check(NamedTuple):
+    """A row of the table: `top / bottom` (or `top` alone), to be compared with the target.
+
+    Attributes:
+        job: what `--job` takes.
+        label: what the row says.
+        top, bottom: the values divided. Speed is SB3's seconds for a step over ours.
+        sense: ">=" or "<=".
+        target: the number asked for; None reports only.
+    """
+
+    job: str
+    label: str
+    top: Value
+    bottom: Value | None
+    sense: str
+    target: float | None
+
+
+def _faster(job: str, peer: str, peer_run: str, target: float | None, clock: str = "cpu") -> list[Check]:
+    """Rows that say how many times faster our run `job` is than a peer's: CPU time and wall time."""
+    return [
+        Check(
+            job,
+            f"{job}: {kind} time of {peer.upper()} / ours",
+            Value(peer, peer_run, f"{kind}_per_step"),
+            Value("ours", job, f"{kind}_per_step"),
+            ">=",
+            target if kind == clock else None,
+        )
+        for kind in ("cpu", "wall")
+    ]
+
+
+def _alone(job: str, label: str, value: Value, target: float | None) -> Check:
+    return Check(job, label, value, None, "<=", target)
+
+
+def _ratio(job: str, label: str, top: Value, bottom: Value, target: float | None) -> Check:
+    return Check(job, label, top, bottom, "<=", target)
+
+
+CHECKS: list[Check] = [
+    *_faster("ppo-gym", "sb3", "ppo-gym", 4.5),
+    *_faster("ppo-gym", "sbx", "ppo-gym", 3.5),
+    *_faster("ppo-gymvec", "sb3", "ppo-gym", 5.5),
+    *_faster("ppo-fused", "sb3", "ppo-gym", 9.0),
+    *_faster("ppo-fused-8seeds", "sb3", "ppo-gym", 20.0, clock="wall"),
+    *_faster("dqn-gym", "sb3", "dqn-gym", 3.0),
+    *_faster("dqn-gym", "sbx", "dqn-gym", None),
+    *_faster("dqn-gym-8seeds", "sb3", "dqn-gym", 8.0),
+    *_faster("dqn-fused", "sb3", "dqn-gym", 12.0),
+    _alone("compile", "compile: PPO, CPU-seconds", Value("ours", "ppo-gym", "compile_cpu"), 4.0),
+    _alone("compile", "compile: PPO fused, CPU-seconds", Value("ours", "ppo-fused", "compile_cpu"), 4.0),
+    _alone("compile", "compile: DQN, CPU-seconds", Value("ours", "dqn-gym", "compile_cpu"), 4.0),
+    _alone("compile", "compile: DQN fused, CPU-seconds", Value("ours", "dqn-fused", "compile_cpu"), 4.0),
+    _alone("compile", "compile: SBX's PPO, CPU-seconds", Value("sbx", "ppo-gym", "compile_cpu"), None),
+    _alone("compile", "compile: SBX's DQN, CPU-seconds", Value("sbx", "dqn-gym", "compile_cpu"), None),
+    _ratio("compile", "compile: PPO, n_epochs 40 / 10", Value("ours", "ppo-gym-40epochs", "compile_cpu"),
+           Value("ours", "ppo-gym", "compile_cpu"), 1.2),
+    _ratio("compile", "compile: DQN, gradient_steps 64 / 1", Value("ours", "dqn-gym-64gradients", "compile_cpu"),
+           Value("ours", "dqn-gym", "compile_cpu"), 1.2),
+    _ratio("import", "import: advantage and PPO / jax, CPU time", Value("ours", "import", "cpu"),
+           Value("jax", "import", "cpu"), 1.2),
+    _ratio("import", "import: advantage and PPO / jax, wall time", Value("ours", "import", "wall"),
+           Value("jax", "import", "wall"), None),
+    _ratio("import", "import: advantage and PPO / SB3 and PPO, CPU time", Value("ours", "import", "cpu"),
+           Value("sb3", "import", "cpu"), None),
+    _ratio("import", "import: advantage and PPO / SBX and PPO, CPU time", Value("ours", "import", "cpu"),
+           Value("sbx", "import", "cpu"), None),
+    _alone("import", "import: `import advantage` alone, seconds", Value("ours", "import", "package_wall"), None),
+    _alone("import", "import: `advantage --help`, seconds", Value("ours", "help", "wall"), None),
+    _ratio("memory", "memory: peak of PPO, ours / SB3", Value("ours", "ppo-gym", "peak_mb"),
+           Value("sb3", "ppo-gym", "peak_mb"), 0.9),
+    _ratio("memory", "memory: peak of DQN, ours / SB3", Value("ours", "dqn-gym", "peak_mb"),
+           Value("sb3", "dqn-gym", "peak_mb"), 0.9),
+    _ratio("progress", "progress: CPU time with / without", Value("ours", "fused-progress", "cpu_per_step"),
+           Value("ours", "fused-plain", "cpu_per_step"), 1.03),
+    _ratio("progress", "progress: wall time with / without", Value("ours", "fused-progress", "wall_per_step"),
+           Value("ours", "fused-plain", "wall_per_step"), 1.03),
+]  # fmt: skip
+
+JOBS = list(dict.fromkeys(check.job for check in CHECKS))
+
+
+# -- learning ----------------------------------------------------------------------------------------
+
+
+class Learning(NamedTuple):
+    """A job whose learning curve is set beside SB3's. `solved`: a return to mark in the picture."""
+
+    algorithm: str
+    env: str
+    steps: int
+    n_envs: int
+    settings: Mapping[str, Any]
+    solved: float | None = None
+
+
+LEARNING: dict[str, Learning] = {
+    "ppo-cartpole": Learning(
+        "PPO", "CartPole-v1", 100_000, 8,
+        {"n_steps": 32, "batch_size": 256, "n_epochs": 20, "gamma": 0.98, "gae_lambda": 0.8,
+         "learning_rate": linear(1e-3), "clip_range": linear(0.2)}, 475.0,
+    ),
+    "dqn-cartpole": Learning(
+        "DQN", "CartPole-v1", 50_000, 1,
+        {"learning_rate": 2.3e-3, "batch_size": 64, "buffer_size": 100_000, "learning_starts": 1000,
+         "gamma": 0.99, "target_update_interval": 10, "train_freq": 256, "gradient_steps": 128,
+         "exploration_fraction": 0.16, "exploration_final_eps": 0.04,
+         "policy_kwargs": {"net_arch": [256, 256]}}, 475.0,
+    ),
+    "dqn-cartpole-seed-page": Learning(
+        "DQN", "CartPole-v1", 100_000, 1,
+        {"learning_rate": 1e-4, "buffer_size": 100_000, "exploration_fraction": 0.1}, 475.0,
+    ),
+    "ppo-pendulum": Learning(
+        "PPO", "Pendulum-v1", 100_000, 4,
+        {"n_steps": 1024, "gamma": 0.9, "gae_lambda": 0.95, "learning_rate": 1e-3, "use_sde": True,
+         "sde_sample_freq": 4},
+    ),
+}  # fmt: skip
+EVALUATIONS = 10
+EPISODES = 20
+EVALUATION_SEED = 10_000
+"""Episode i of every evaluation is reset with this seed plus i."""

@@ -1,0 +1,48 @@
+"""Deep reinforcement learning: as easy as Stable-Baselines3, compiled, and tested equation by equation.
+
+Names load when first used, so that `import advantage` and the command line's help stay instant.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "DQN": "advantage.models",
+    "PPO": "advantage.models",
+    "ALGORITHMS": "advantage.models",
+    "DummyVecEnv": "advantage.envs.vec_env",
+    "make_vec_env": "advantage.envs.vec_env",
+    "check_env": "advantage.envs.check",
+    "evaluate_policy": "advantage.training.evaluation",
+    "BaseCallback": "advantage.training.callbacks",
+    "CallbackList": "advantage.training.callbacks",
+    "Linear": "advantage.equations.schedules",
+    "Spec": "advantage.types",
+}
+
+__all__ = ["__version__", *_HOME]
+
+if TYPE_CHECKING:
+    from advantage.envs.check import check_env
+    from advantage.envs.vec_env import DummyVecEnv, make_vec_env
+    from advantage.equations.schedules import Linear
+    from advantage.models import ALGORITHMS, DQN, PPO
+    from advantage.training.callbacks import BaseCallback, CallbackList
+    from advantage.training.evaluation import evaluate_policy
+    from advantage.types import Spec
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'advantage' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

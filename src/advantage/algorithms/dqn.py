@@ -1,0 +1,189 @@
+"""Deep Q-learning with replay and a target network (Mnih et al., 2015, https://doi.org/10.1038/nature14236)."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from advantage.equations.distributions import Key
+from advantage.equations.objectives import action_values, huber, td_target
+from advantage.equations.returns import Scalar
+from advantage.equations.schedules import Linear, Schedule
+from advantage.memory.uniform import Batch
+from advantage.networks import optimisers
+from advantage.networks.mlp import Activation
+from advantage.networks.optimisers import Optimizer, adam, descend
+from advantage.networks.q_network import QNetwork, q_network
+from advantage.types import NONFINITE, Chunk, Metrics, Observed, Spec
+from advantage.types import to_env as to_env  # Discrete is shifted by its start
+
+ACTION_SPACES = ("discrete",)
+LOGGED = {"learning_rate": "train/learning_rate", "exploration_rate": "rollout/exploration_rate"}
+
+
+def loss(
+    config: "Config", network: QNetwork, target_network: QNetwork, batch: Batch
+) -> tuple[Float[Array, ""], Metrics]:
+    """Huber loss of the temporal-difference error, to be minimised (Mnih et al., 2015, eq. 1)."""
+    next_value = jnp.max(target_network(batch.next_obs), axis=-1)
+    target = jax.lax.stop_gradient(td_target(batch.reward, batch.discount, next_value))
+    value = action_values(network(batch.obs), batch.action)
+    total = jnp.mean(huber(value - target))
+    return total, {"train/loss": total, "train/q_value": jnp.mean(value)}
+
+
+def epsilon_greedy(
+    q: Float[Array, "N A"], epsilon: Float[Array, ""], action_mask: Bool[Array, "N A"] | None, key: Key
+) -> Int[Array, " N"]:
+    """The best legal action, or with probability epsilon any legal one, from one uniform draw each."""
+    legal = jnp.ones(q.shape, bool) if action_mask is None else action_mask
+    best = jnp.argmax(jnp.where(legal, q, -jnp.inf), axis=-1)
+    drawn = jax.random.uniform(key, q.shape[:1])
+    # Given that it fell below epsilon, drawn / epsilon is uniform again: it picks the action.
+    choices = jnp.sum(legal, axis=-1).astype(jnp.float32)
+    rank = jnp.floor(drawn / jnp.maximum(epsilon, 1e-12) * choices).astype(jnp.int32)
+    random = jnp.argmax(jnp.cumsum(legal, axis=-1) > rank[:, None], axis=-1)
+    return jnp.where(drawn < epsilon, random, best).astype(jnp.int32)
+
+
+class Config(eqx.Module):
+    """DQN's hyper-parameters under SB3's names, with SB3's defaults."""
+
+    learning_rate: Scalar = 1e-4  # step size of the optimiser; 1e-5 to 1e-3
+    buffer_size: int = eqx.field(static=True, default=1_000_000)  # transitions remembered, all environments
+    learning_starts: int = eqx.field(static=True, default=100)  # random steps before learning
+    batch_size: int = eqx.field(static=True, default=32)  # transitions per gradient step
+    tau: Scalar = 1.0  # share of the online network that the target takes over; 1: a copy
+    gamma: Scalar = 0.99  # discount per step; 0.9 to 0.9999
+    train_freq: int | tuple[int, str] = eqx.field(static=True, default=4)  # vector steps or episodes per update
+    gradient_steps: int = eqx.field(static=True, default=1)  # per update; -1: as many as steps collected
+    n_steps: int = eqx.field(static=True, default=1)  # steps of a return before it bootstraps; 1 to 10
+    target_update_interval: int = eqx.field(static=True, default=10_000)  # environment steps
+    exploration_fraction: Scalar = 0.1  # share of training over which epsilon falls
+    exploration_initial_eps: Scalar = 1.0  # epsilon at the start
+    exploration_final_eps: Scalar = 0.05  # epsilon from then on
+    max_grad_norm: Scalar = 10.0  # largest joint norm of the gradient
+    net_arch: tuple[int, ...] = eqx.field(static=True, default=(64, 64))  # layer widths
+    activation_fn: Activation = eqx.field(static=True, default=jax.nn.relu)  # between hidden layers
+    features_extractor: Callable[..., eqx.Module] | None = eqx.field(static=True, default=None)
+    optimizer: Optimizer = eqx.field(static=True, default=adam)  # function of the learning rate
+    network: Callable[..., Any] = eqx.field(static=True, default=q_network)
+    loss: Callable[..., tuple[Array, Metrics]] = eqx.field(static=True, default=loss)
+    exploration: Callable[..., Array] = eqx.field(static=True, default=epsilon_greedy)
+    exploration_rate: Scalar = 1.0  # epsilon now: set from its schedule before every update
+
+    @property
+    def steps_per_update(self) -> int:
+        """T, in steps of the whole vector of environments (the least, where episodes are counted)."""
+        return self.train_freq if isinstance(self.train_freq, int) else 1
+
+    @property
+    def episodes_per_update(self) -> int | None:
+        """Episodes that make an update, where `train_freq` counts episodes."""
+        return None if isinstance(self.train_freq, int) else self.train_freq[0]
+
+    def check(self, spec: Spec, num_envs: int) -> list[str]:
+        """Raise `ValueError` for settings that cannot work; return notes on what will be done with others."""
+        if self.buffer_size < self.batch_size:
+            raise ValueError(
+                f"batch_size={self.batch_size} is larger than buffer_size={self.buffer_size}:"
+                " raise buffer_size or lower batch_size"
+            )
+        if self.buffer_size // num_envs < max(self.steps_per_update, self.n_steps):
+            raise ValueError(
+                f"buffer_size={self.buffer_size} holds {self.buffer_size // num_envs} rows for each of"
+                f" {num_envs} environments, fewer than one update collects ({self.steps_per_update}) or"
+                f" n_steps={self.n_steps} needs: raise buffer_size"
+            )
+        return []
+
+
+class State(NamedTuple):
+    """All that DQN learns."""
+
+    network: QNetwork
+    target_network: QNetwork
+    optimizer: PyTree
+    steps: Array  # environment steps, up to 2^31 - 1: only compared with learning_starts
+    since_sync: Array  # environment steps since the target network was last updated
+    n_updates: Array  # gradient steps so far
+    key: Array
+
+
+def init(config: Config, spec: Spec, key: Key) -> State:
+    """A fresh agent."""
+    network_key, features_key, key = jax.random.split(key, 3)
+    extractor = config.features_extractor
+    features = None if extractor is None else extractor(spec.observation, features_key)
+    network = config.network(
+        spec, network_key, net_arch=config.net_arch, activation=config.activation_fn, features=features
+    )
+    target = jax.tree.map(jnp.copy, network)  # its own buffers: both are donated
+    zeros = [jnp.zeros((), jnp.int32) for _ in range(3)]
+    return State(network, target, optimisers.init(config.optimizer, network), *zeros, key)
+
+
+def initial_carry(config: Config, spec: Spec, num_envs: int) -> tuple[()]:
+    """No carry."""
+    return ()
+
+
+class Actor(NamedTuple):
+    """What acting needs."""
+
+    network: QNetwork
+    epsilon: Float[Array, ""]
+
+
+def actor(config: Config, state: State) -> Actor:
+    """The network and epsilon: 1 until `learning_starts`, then what the schedule says."""
+    return Actor(state.network, jnp.where(state.steps < config.learning_starts, 1.0, config.exploration_rate))
+
+
+def act(
+    config: Config, actor: Actor, carry: Any, observed: Observed, key: Key, explore: bool
+) -> tuple[Int[Array, " N"], Any]:
+    """Epsilon-greedy actions, or the best ones."""
+    epsilon = actor.epsilon if explore else jnp.float32(0.0)
+    return config.exploration(actor.network(observed.obs), epsilon, observed.action_mask, key), carry
+
+
+def schedules(config: Config) -> dict[str, Schedule]:
+    """Fields that change over training by themselves: epsilon."""
+    start, end = float(config.exploration_initial_eps), float(config.exploration_final_eps)
+    return {"exploration_rate": Linear(start, end, float(config.exploration_fraction))}
+
+
+def observe(config: Config, state: State, chunk: Chunk) -> State:
+    """Count a chunk's steps and update the target network once for each interval it completes."""
+    collected = jnp.sum(chunk.valid, dtype=jnp.int32)
+    since = state.since_sync + collected
+    syncs = since // config.target_update_interval
+    # The online network stands still meanwhile, so k soft updates are one with 1 - (1 - tau)^k.
+    share = 1.0 - jnp.power(1.0 - config.tau, syncs.astype(jnp.float32))
+    target = jax.tree.map(
+        lambda old, new: jnp.where(syncs > 0, old + share * (new - old), old),
+        state.target_network,
+        state.network,
+    )
+    return state._replace(
+        target_network=target,
+        steps=state.steps + jnp.minimum(collected, jnp.iinfo(jnp.int32).max - state.steps),
+        since_sync=since % config.target_update_interval,
+    )
+
+
+def learn(config: Config, state: State, batch: Batch) -> tuple[State, Metrics]:
+    """One gradient step; the identity where a gradient is not finite."""
+    (_, metrics), gradients = jax.value_and_grad(config.loss, argnums=1, has_aux=True)(
+        config, state.network, state.target_network, batch
+    )
+    network, optimizer_state, applied = descend(
+        config.optimizer, config.learning_rate, config.max_grad_norm, state.network, gradients, state.optimizer
+    )
+    metrics[NONFINITE] = (~applied).astype(jnp.float32)
+    state = state._replace(network=network, optimizer=optimizer_state, n_updates=state.n_updates + 1)
+    return state, metrics

@@ -1,0 +1,280 @@
+"""Proximal policy optimisation (Schulman et al., 2017, https://arxiv.org/abs/1707.06347), clipped objective."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from advantage.equations.distributions import Key
+from advantage.equations.objectives import (
+    clipped_surrogate,
+    clipped_value,
+    explained_variance,
+    kl_estimate,
+    masked_mean,
+    normalised,
+    squared_error,
+)
+from advantage.equations.returns import Scalar, generalised_advantage
+from advantage.equations.schedules import Schedule
+from advantage.networks import optimisers
+from advantage.networks.actor_critic import Actor, ActorCritic, Architecture, actor_critic
+from advantage.networks.mlp import Activation
+from advantage.networks.optimisers import Optimizer, adam_ppo, descend
+from advantage.types import NONFINITE, Chunk, Metrics, Observed, Spec, sanitise, successor_values
+from advantage.types import to_env as to_env  # a Gaussian's action is clipped to the bounds
+
+ACTION_SPACES = ("box", "discrete", "multi_discrete", "multi_binary")
+LOGGED = {
+    "learning_rate": "train/learning_rate",
+    "clip_range": "train/clip_range",
+    "clip_range_vf": "train/clip_range_vf",
+}
+
+
+class Rows(NamedTuple):
+    """What the losses read, one row a time step: [T*N, ...] or a minibatch [B, ...]."""
+
+    obs: PyTree
+    action_mask: Array | None
+    action: Array
+    log_prob: Float[Array, " B"]
+    value: Float[Array, " B"]
+    advantage: Float[Array, " B"]
+    returns: Float[Array, " B"]
+    weight: Float[Array, " B"]  # 1 where the row is valid
+
+
+def loss(config: "Config", network: ActorCritic, rows: Rows) -> tuple[Float[Array, ""], Metrics]:
+    """Clipped surrogate, value error and entropy of one minibatch (eq. 9), to be minimised."""
+    distribution, value = network.both(rows.obs, rows.action_mask)
+    log_prob, entropy = distribution.log_prob(rows.action), distribution.entropy()
+    advantage = normalised(rows.advantage, rows.weight) if config.normalize_advantage else rows.advantage
+    surrogate = clipped_surrogate(log_prob, rows.log_prob, advantage, config.clip_range)
+    if config.clip_range_vf is not None:
+        value = clipped_value(value, rows.value, config.clip_range_vf)
+
+    def mean(x: Float[Array, " B"]) -> Float[Array, ""]:
+        return masked_mean(x, rows.weight)
+
+    policy_loss, entropy_loss = -mean(surrogate), -mean(entropy)
+    value_loss = mean(squared_error(value, rows.returns))
+    total = policy_loss + config.ent_coef * entropy_loss + config.vf_coef * value_loss
+    log_ratio = log_prob - rows.log_prob
+    outside = jnp.abs(jnp.expm1(log_ratio)) > config.clip_range
+    return total, {
+        "train/loss": total,
+        "train/policy_gradient_loss": policy_loss,
+        "train/value_loss": value_loss,
+        "train/entropy_loss": entropy_loss,
+        "train/approx_kl": mean(kl_estimate(log_ratio)),
+        "train/clip_fraction": mean(outside.astype(jnp.float32)),
+    }
+
+
+class Config(eqx.Module):
+    """PPO's hyper-parameters under SB3's names, with SB3's defaults."""
+
+    learning_rate: Scalar = 3e-4  # step size of the optimiser; 1e-5 to 1e-3
+    n_steps: int = eqx.field(static=True, default=2048)  # steps per environment and update; 16 to 2048
+    batch_size: int = eqx.field(static=True, default=64)  # rows of one minibatch
+    n_epochs: int = eqx.field(static=True, default=10)  # passes over each rollout; 3 to 30
+    gamma: Scalar = 0.99  # discount per step; 0.9 to 0.9999
+    gae_lambda: Scalar = 0.95  # bias against variance of advantages; 0.8 to 1
+    clip_range: Scalar = 0.2  # how far the probability ratio may move; 0.1 to 0.3
+    clip_range_vf: Scalar | None = None  # the same for values, in units of return; None: not clipped
+    normalize_advantage: bool = eqx.field(static=True, default=True)  # per minibatch
+    ent_coef: Scalar = 0.0  # weight of the entropy bonus; 0 to 0.02
+    vf_coef: Scalar = 0.5  # weight of the value loss
+    max_grad_norm: Scalar = 0.5  # largest joint norm of the gradient
+    use_sde: bool = eqx.field(static=True, default=False)  # state-dependent exploration (Box actions)
+    sde_sample_freq: int = eqx.field(static=True, default=-1)  # steps between new noise; -1: each rollout
+    target_kl: Scalar | None = None  # stop an update's epochs at 1.5 times this KL; None: never
+    net_arch: Architecture = eqx.field(static=True, default=Architecture())  # layer widths
+    activation_fn: Activation = eqx.field(static=True, default=jnp.tanh)  # between hidden layers
+    ortho_init: bool = eqx.field(static=True, default=True)  # orthogonal weights to start from
+    log_std_init: Scalar = eqx.field(static=True, default=0.0)  # log of the Gaussian's first deviation
+    full_std: bool = eqx.field(static=True, default=True)  # gSDE: a deviation per action component
+    use_expln: bool = eqx.field(static=True, default=False)  # gSDE: expln in place of exp
+    features_extractor: Callable[..., eqx.Module] | None = eqx.field(static=True, default=None)
+    optimizer: Optimizer = eqx.field(static=True, default=adam_ppo)  # function of the learning rate
+    network: Callable[..., Any] = eqx.field(static=True, default=actor_critic)
+    loss: Callable[..., tuple[Array, Metrics]] = eqx.field(static=True, default=loss)
+
+    @property
+    def steps_per_update(self) -> int:
+        """T, in steps of the whole vector of environments."""
+        return self.n_steps
+
+    def check(self, spec: Spec, num_envs: int) -> list[str]:
+        """Raise `ValueError` for settings that cannot work; return notes on what will be done with others."""
+        rollout = self.n_steps * num_envs
+        if self.batch_size > rollout:
+            raise ValueError(
+                f"batch_size={self.batch_size} is larger than the rollout of n_steps * n_envs = {rollout} rows:"
+                f" choose at most {rollout}, or raise n_steps"
+            )
+        if self.use_sde and spec.action.kind != "box":
+            raise ValueError(f"use_sde=True needs a Box action space, not {spec.action.kind}: drop it")
+        if rollout % self.batch_size:
+            return [
+                f"batch_size={self.batch_size} does not divide the rollout of {rollout} rows: the last"
+                f" minibatch of each epoch has {rollout % self.batch_size}"
+            ]
+        return []
+
+
+class State(NamedTuple):
+    """All that PPO learns."""
+
+    network: ActorCritic
+    optimizer: PyTree
+    n_updates: Array  # epochs so far, as SB3 counts
+    key: Array
+
+
+def init(config: Config, spec: Spec, key: Key) -> State:
+    """A fresh agent."""
+    network_key, features_key, key = jax.random.split(key, 3)
+    extractor = config.features_extractor
+    network = config.network(
+        spec,
+        network_key,
+        net_arch=config.net_arch,
+        activation=config.activation_fn,
+        ortho_init=config.ortho_init,
+        log_std_init=config.log_std_init,
+        use_sde=config.use_sde,
+        full_std=config.full_std,
+        use_expln=config.use_expln,
+        features=None if extractor is None else extractor(spec.observation, features_key),
+    )
+    return State(network, optimisers.init(config.optimizer, network), jnp.int32(0), key)
+
+
+class Noise(NamedTuple):
+    """gSDE's exploration between two draws: unit normals `[N, L, D]` and the steps since the last draw."""
+
+    normals: Float[Array, "N L D"]
+    age: Array
+
+
+def initial_carry(config: Config, spec: Spec, num_envs: int) -> tuple[()] | Noise:
+    """No carry, or gSDE's noise, drawn at the first step."""
+    if not config.use_sde:
+        return ()
+    latent = (0, *config.net_arch.shared, *config.net_arch.pi)[-1]
+    return Noise(jnp.zeros((num_envs, latent, spec.action.shape[0]), jnp.float32), jnp.int32(0))
+
+
+def actor(config: Config, state: State) -> Actor:
+    """What acting needs: the policy without the value function."""
+    return state.network.actor
+
+
+def act(
+    config: Config, actor: Actor, carry: Any, observed: Observed, key: Key, explore: bool
+) -> tuple[Array, Any]:
+    """Sample actions `[N, ...]`, or take the most likely ones."""
+    latent = actor.latent(observed.obs)
+    distribution = actor.distribution(latent, observed.action_mask)
+    if not explore:
+        return distribution.mode(), carry
+    if not config.use_sde:
+        return distribution.sample(key), carry
+    every = config.n_steps if config.sde_sample_freq < 1 else config.sde_sample_freq
+    fresh = carry.age % every == 0
+    normals = jax.lax.cond(
+        fresh, lambda: jax.random.normal(key, carry.normals.shape), lambda: carry.normals
+    )
+    noise = jnp.einsum("nl,nld->nd", latent, normals * actor.std()[None])
+    return distribution.mean + noise, Noise(normals, (carry.age + 1) % every)
+
+
+def schedules(config: Config) -> dict[str, Schedule]:
+    """Fields that change over training by themselves: none."""
+    return {}
+
+
+def update(config: Config, state: State, memory: Any, chunk: Chunk) -> tuple[State, Any, Metrics]:
+    """`n_epochs` passes over one rollout `[T, N]` in minibatches of `batch_size` rows."""
+    chunk = sanitise(chunk)
+    rows = prepare(config, state.network, chunk)
+    count = rows.weight.shape[0]
+    batches = -(-count // config.batch_size)
+    padded = jax.tree.map(lambda x: _pad(x, batches * config.batch_size - count), rows)
+    epoch_keys = jax.random.split(state.key, config.n_epochs + 1)
+
+    def epoch(learner: PyTree, key: Key) -> tuple[PyTree, Metrics]:
+        order = _valid_first(key, padded.weight)
+        shuffled = jax.tree.map(
+            lambda x: x[order].reshape(batches, config.batch_size, *x.shape[1:]), padded
+        )
+        return jax.lax.scan(lambda s, b: _minibatch_step(config, s, b), learner, shuffled)
+
+    going_on = jnp.any(chunk.valid)
+    learner = (state.network, state.optimizer, going_on)
+    (network, optimizer, _), metrics = jax.lax.scan(epoch, learner, epoch_keys[1:])
+    applied, nonfinite = metrics.pop("applied"), metrics.pop(NONFINITE)
+    metrics = {name: masked_mean(x, applied) for name, x in metrics.items()}
+    metrics[NONFINITE] = jnp.sum(nonfinite)
+    metrics["train/explained_variance"] = explained_variance(rows.value, rows.returns, rows.weight)
+    if network.actor.log_std is not None:
+        metrics["train/std"] = jnp.mean(network.actor.std())
+    # An epoch cut short by target_kl counts; an empty chunk changes no bit.
+    n_updates = state.n_updates + jnp.sum(jnp.any(applied > 0, axis=1), dtype=jnp.int32)
+    metrics["train/n_updates"] = n_updates.astype(jnp.float32)
+    key = jnp.where(going_on, epoch_keys[0], state.key)
+    return State(network, optimizer, n_updates, key), memory, metrics
+
+
+def prepare(config: Config, network: ActorCritic, chunk: Chunk) -> Rows:
+    """Log-probabilities, values and advantages under the policy that acted, in one batched pass."""
+    value, next_value = successor_values(network.value, chunk)
+    latent = network.actor.latent(chunk.obs)
+    log_prob = network.actor.distribution(latent, chunk.action_mask).log_prob(chunk.action)
+    # Nothing is known beyond the last valid row: sums end there, bootstrapped from its successor.
+    ended = chunk.terminated | chunk.truncated | ~chunk.valid
+    value, next_value = jax.tree.map(lambda x: jnp.where(chunk.valid, x, 0.0), (value, next_value))
+    beyond = jnp.concatenate([~chunk.valid[1:], jnp.zeros_like(chunk.valid[:1])])
+    advantage = generalised_advantage(
+        chunk.reward, value, next_value, ended | beyond, config.gamma, config.gae_lambda
+    )
+    rows = Rows(
+        chunk.obs,
+        chunk.action_mask,
+        chunk.action,
+        log_prob,
+        value,
+        advantage,
+        advantage + value,
+        chunk.valid.astype(jnp.float32),
+    )
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows)
+
+
+def _minibatch_step(config: Config, learner: PyTree, rows: Rows) -> tuple[PyTree, Metrics]:
+    """One gradient step; the identity where no row is valid, a gradient is not finite or the KL too large."""
+    network, optimizer_state, going_on = learner
+    (_, metrics), gradients = jax.value_and_grad(config.loss, argnums=1, has_aux=True)(config, network, rows)
+    if config.target_kl is not None:
+        going_on &= metrics["train/approx_kl"] <= 1.5 * config.target_kl
+    wanted = going_on & (rows.weight[0] > 0)  # valid rows come first
+    network, optimizer_state, applied = descend(
+        config.optimizer, config.learning_rate, config.max_grad_norm, network, gradients, optimizer_state, wanted
+    )
+    metrics[NONFINITE] = (wanted & ~applied).astype(jnp.float32)
+    return (network, optimizer_state, going_on), {**metrics, "applied": applied.astype(jnp.float32)}
+
+
+def _valid_first(key: Key, weight: Float[Array, " R"]) -> Array:
+    """A random order of the rows in which valid ones come first, so that minibatches are full."""
+    drawn = jax.random.bits(key, weight.shape) >> 1
+    return jnp.argsort(jnp.where(weight > 0, drawn, jnp.uint32(0xFFFFFFFF)))
+
+
+def _pad(x: Array, count: int) -> Array:
+    return jnp.concatenate([x, jnp.zeros((count, *x.shape[1:]), x.dtype)]) if count else x

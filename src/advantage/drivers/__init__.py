@@ -1,0 +1,1 @@
+"""Drivers: ways to make chunks of experience and feed them to an algorithm. They know none by name."""

@@ -1,0 +1,337 @@
+"""The host driver: environments in Python, one jitted dispatch to act and one to update for all seeds.
+
+    act -> step -> write a row          (T times)
+    chunk -> update                     (once; a report after each)
+
+A chunk is written into fresh NumPy arrays `[S, T, N, ...]` and shipped once.
+"""
+
+import collections
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from advantage.drivers.common import Recent, Report, environment_seeds, resolve, scheduled_values, streams
+from advantage.envs.check import first_nonfinite
+from advantage.envs.vector import EnvironmentFailure, HostEnvs
+from advantage.equations.schedules import Schedule
+from advantage.types import Agent, Chunk, Observed, Spec, TimeStep
+
+
+class Programs(NamedTuple):
+    """The compiled functions of one agent, config and shape; all take and give a seeds axis."""
+
+    init: Callable  # (keys [S, 2]) -> (state, memory, carry)
+    actor: Callable  # (state, values) -> leaves of the actor
+    act: Callable  # (leaves, carry, keys, observed) -> (action, carry, keys)
+    update: Callable  # (state, memory, chunk, values) -> (state, memory, metrics, leaves)
+
+
+class Step(NamedTuple):
+    """One vector step, as the step hook sees it; arrays `[S, N, ...]`."""
+
+    observed: Observed
+    action: np.ndarray  # the policy's own
+    time_step: TimeStep
+    steps: int  # environment steps so far
+    last: bool  # whether it completes a chunk
+
+
+class HostDriver:
+    """Trains on host environments; `run` is a generator with a report per update."""
+
+    def __init__(self, agent: Agent, envs: HostEnvs, seed: int, window: int = 100):
+        """
+        Args:
+            agent: the algorithm with its update and memory.
+            envs: `S` seeds of `N` environments.
+            seed: the first of the S seeds `seed, seed + 1, ...`.
+            window: how many finished episodes `recent` remembers for each seed.
+        """
+        self.agent, self.envs, self.spec = agent, envs, envs.spec
+        self.num_seeds, self.num_envs = envs.num_seeds, envs.num_envs
+        self.seeds = range(seed, seed + self.num_seeds)
+        self.state: Any = None
+        self.memory: Any = None
+        self.version = 0  # of the state: counts updates
+        self._keys = jnp.stack([streams(s)[1] for s in self.seeds])
+        self._carry: Any = None
+        self._observed: Observed | None = None
+        self._rows: Rows | None = None  # a chunk begun and not yet consumed
+        self._first_reset = True
+        self._returns = np.zeros((self.num_seeds, self.num_envs))
+        self._lengths = np.zeros((self.num_seeds, self.num_envs), np.int64)
+        self._finished = [collections.deque(maxlen=window) for _ in self.seeds]
+        self._episodes = np.zeros(self.num_seeds, np.int64)
+
+    def init(self, config: Any) -> None:
+        """Fresh agents and empty memories."""
+        programs = _programs(self.agent, config, self.spec, self.num_seeds, self.num_envs, ())
+        self.state, self.memory, self._carry = programs.init(jnp.stack([streams(s)[0] for s in self.seeds]))
+
+    def reset(self) -> None:
+        """Begin new episodes at the next run; a chunk begun is dropped."""
+        self._observed = self._rows = None
+
+    def seed_state(self, seed_index: int) -> Any:
+        """One seed's agent; a copy, since an update donates what it is given."""
+        return jax.tree.map(lambda x: np.array(x[seed_index]), self.state)
+
+    def recent(self, seed_index: int) -> Recent:
+        """The last finished episodes of a seed."""
+        finished = np.array(self._finished[seed_index], np.float64).reshape(-1, 2)
+        return Recent(finished[:, 0], finished[:, 1], int(self._episodes[seed_index]))
+
+    def episodes(self) -> int:
+        """Episodes finished by all seeds."""
+        return int(self._episodes.sum())
+
+    def run(
+        self,
+        config: Any,
+        schedules: Mapping[str, Schedule],
+        start: int,
+        stop: int,
+        on_step: Callable[[Step], bool] | None = None,
+    ) -> Iterator[Report]:
+        """Train every seed from environment step `start` to exactly `stop`.
+
+        `on_step` is called after each vector step and ends the run at once by returning False; the
+        chunk begun is kept and continued by the next run.
+
+        Raises:
+            EnvironmentFailure: an environment raised, or answered NaN or infinity. The agents are as
+                after the last report.
+        """
+        names = tuple(sorted(schedules))
+        programs = _programs(self.agent, config, self.spec, self.num_seeds, self.num_envs, names)
+        steps = np.full(self.num_seeds, start, np.int64)
+
+        def values() -> np.ndarray:
+            return scheduled_values(schedules, 1.0 - np.minimum(steps / max(stop, 1), 1.0))
+
+        actor = programs.actor(self.state, values())
+        while steps.min() < stop:
+            began = steps.copy()
+            for step in self._collect(config, programs, actor, steps, stop):
+                if on_step is not None and not on_step(step):
+                    return
+            chunk, self._rows = self._rows.chunk(self._observed), None
+            self._check_finite(chunk, began)
+            self.state, self.memory, metrics, actor = programs.update(
+                self.state, self.memory, chunk, values()
+            )
+            self.version += 1
+            yield Report(int(steps.min()), 1, metrics)
+        if self.num_envs > 1 and (~chunk.valid[:, -1]).any():
+            self.reset()  # some environments went on uncounted
+
+    def _collect(
+        self, config: Any, programs: Programs, actor: PyTree, steps: np.ndarray, stop: int
+    ) -> Iterator[Step]:
+        """Fill a chunk row by row; `steps [S]` is counted up in place."""
+        if self._observed is None:
+            self._begin()
+        if self._rows is None:
+            self._rows = Rows(self.spec, config, self.num_seeds, self.num_envs, self._carry)
+        rows, space, to_env = self._rows, self.spec.action, self.agent.algorithm.to_env
+        while not rows.full() and steps.min() < stop:
+            observed = self._observed
+            action, self._carry, self._keys = programs.act(actor, self._carry, self._keys, observed)
+            action = np.asarray(action)
+            try:
+                time_step = self.envs.step(to_env(space, action))
+            except EnvironmentFailure as error:
+                self.reset()
+                raise EnvironmentFailure(f"at step {int(steps.min()):,}: {error}") from error.__cause__
+            valid = self._valid(time_step, steps, stop)
+            rows.write(observed, action, time_step, valid)
+            self._observed = time_step.observed
+            steps += self.num_envs if valid is None else valid.sum(axis=1)
+            self._count(time_step, valid)
+            yield Step(observed, action, time_step, int(steps.min()), rows.full())
+
+    def _begin(self) -> None:
+        seeds = [environment_seeds(s, self.num_envs) for s in self.seeds]
+        # Random streams start once: a later reset goes on in them, as Gymnasium intends.
+        self._observed = self.envs.reset(np.stack(seeds) if self._first_reset else None)
+        self._first_reset = False
+        self._returns[:], self._lengths[:] = 0.0, 0
+
+    def _valid(self, time_step: TimeStep, steps: np.ndarray, stop: int) -> np.ndarray | None:
+        """Which environments' rows count `[S, N]`; None: all. The last step counts the lowest indices."""
+        if time_step.valid is None and steps.max() + self.num_envs <= stop:
+            return None
+        shape = (self.num_seeds, self.num_envs)
+        valid = np.ones(shape, bool) if time_step.valid is None else time_step.valid
+        return valid & (np.cumsum(valid, axis=1) <= (stop - steps)[:, None])
+
+    def _count(self, time_step: TimeStep, valid: np.ndarray | None) -> None:
+        self._returns += time_step.reward if valid is None else np.where(valid, time_step.reward, 0.0)
+        self._lengths += 1 if valid is None else valid
+        done = time_step.terminated | time_step.truncated
+        if not done.any():
+            return
+        for s, n in np.argwhere(done if valid is None else done & valid):
+            self._finished[s].append((self._returns[s, n], self._lengths[s, n]))
+            self._episodes[s] += 1
+            self._returns[s, n], self._lengths[s, n] = 0.0, 0
+
+    def _check_finite(self, chunk: Chunk, began: np.ndarray) -> None:
+        """Stop before anything not finite reaches an agent."""
+        for s in range(self.num_seeds):
+            one = jax.tree.map(lambda x, s=s: x[s], chunk._replace(carry=()))
+            ended = one.valid & (one.terminated | one.truncated)
+            found = first_nonfinite(one.obs, one.reward, one.valid) or first_nonfinite(
+                one.final_obs, one.reward, ended
+            )
+            last = jax.tree.map(lambda x: x[None], one.last_obs)
+            found = found or first_nonfinite(last, np.zeros_like(one.reward[:1]), one.valid[-1:])
+            if found is not None:
+                t, n, name = found
+                step = int(began[s] + one.valid[: t + 1].sum())
+                self.reset()
+                raise EnvironmentFailure(
+                    f"env {n} of seed {self.seeds[s]} gave a {name} that is NaN or infinite, at step {step:,}:"
+                    " the agent is as before that step's update; mend the environment"
+                )
+
+
+class Rows:
+    """A chunk being written, `[S, T, N, ...]`."""
+
+    def __init__(self, spec: Spec, config: Any, num_seeds: int, num_envs: int, carry: PyTree):
+        self.spec, self.shape = spec, (num_seeds, num_envs)
+        self.episodes = getattr(config, "episodes_per_update", None)
+        self.length = config.steps_per_update if self.episodes is None else 16
+        self.count, self.carry = 0, jax.tree.map(jnp.copy, carry)
+        self.arrays = self._allocate(self.length)
+
+    def full(self) -> bool:
+        """Whether the update is due."""
+        if self.episodes is not None:
+            return self.episodes <= 0
+        return self.count == self.length
+
+    def write(
+        self, observed: Observed, action: np.ndarray, time_step: TimeStep, valid: np.ndarray | None
+    ) -> None:
+        """Add a row; `valid [S, N]` None: all are."""
+        if self.count == self.length:
+            self._grow()
+        arrays, t = self.arrays, self.count
+        done = time_step.terminated | time_step.truncated
+        for rows, x in zip(jax.tree.leaves(arrays.obs), jax.tree.leaves(observed.obs), strict=True):
+            rows[:, t] = x
+        arrays.is_first[:, t] = observed.is_first
+        arrays.action[:, t] = action
+        arrays.reward[:, t] = time_step.reward
+        arrays.terminated[:, t] = time_step.terminated
+        arrays.truncated[:, t] = time_step.truncated
+        arrays.valid[:, t] = True if valid is None else valid
+        if observed.action_mask is not None:
+            if arrays.action_mask is None:
+                mask = np.ones((*arrays.reward.shape, observed.action_mask.shape[-1]), bool)
+                self.arrays = arrays = arrays._replace(action_mask=mask)
+            arrays.action_mask[:, t] = observed.action_mask
+        if done.any():
+            for rows, x in zip(
+                jax.tree.leaves(arrays.final_obs), jax.tree.leaves(time_step.final_obs), strict=True
+            ):
+                rows[:, t] = x
+            if self.episodes is not None:
+                self.episodes -= int((done if valid is None else done & valid).sum())
+        self.count += 1
+
+    def chunk(self, observed: Observed) -> Chunk:
+        """The chunk; rows never written are invalid, the first of them holds the last row's successor."""
+        arrays = self.arrays
+        if self.count < self.length:
+            for rows, x in zip(jax.tree.leaves(arrays.obs), jax.tree.leaves(observed.obs), strict=True):
+                rows[:, self.count] = x
+        return arrays._replace(last_obs=observed.obs, carry=self.carry)
+
+    def _allocate(self, length: int) -> Chunk:
+        num_seeds, num_envs = self.shape
+        lead = (num_seeds, length, num_envs)
+        flags = [np.zeros(lead, bool) for _ in range(4)]
+        observation, action = self.spec.observation, self.spec.action
+        is_first, terminated, truncated, valid = flags
+        return Chunk(
+            obs=observation.zeros(lead),
+            is_first=is_first,
+            action_mask=None,
+            action=action.zeros(lead),
+            reward=np.zeros(lead, np.float32),
+            terminated=terminated,
+            truncated=truncated,
+            valid=valid,
+            final_obs=observation.zeros(lead),
+            last_obs=None,
+        )
+
+    def _grow(self) -> None:
+        """Twice the rows: chunks of whole episodes come in few lengths, so few are compiled."""
+        more = self._allocate(self.length)
+        if self.arrays.action_mask is not None:
+            more = more._replace(action_mask=np.ones_like(self.arrays.action_mask))
+        self.arrays = jax.tree.map(lambda a, b: np.concatenate([a, b], axis=1), self.arrays, more)
+        self.length *= 2
+
+
+@functools.lru_cache(maxsize=64)
+def _programs(
+    agent: Agent, config: Any, spec: Spec, num_seeds: int, num_envs: int, names: tuple[str, ...]
+) -> Programs:
+    """Compile-once functions. The config is closed over: fifteen more arguments a call cost 14 us."""
+    algorithm = agent.algorithm
+
+    def init(key):
+        state = algorithm.init(config, spec, key)
+        carry = algorithm.initial_carry(config, spec, num_envs)
+        return state, agent.init_memory(config, spec, num_envs), carry
+
+    def actor(state, values):
+        return tuple(jax.tree.leaves(algorithm.actor(resolve(config, names, values), state)))
+
+    shape = jax.eval_shape(lambda k: algorithm.actor(config, algorithm.init(config, spec, k)), streams(0)[0])
+    structure = jax.tree.structure(shape)
+
+    def act(leaves, carry, key, observed):
+        key, now = jax.random.split(key)
+        acting = jax.tree.unflatten(structure, leaves)
+        action, carry = algorithm.act(config, acting, carry, observed, now, True)
+        return action, carry, key
+
+    def update(state, memory, chunk, values):
+        now = resolve(config, names, values)
+        state, memory, metrics = agent.update(now, state, memory, chunk)
+        return state, memory, metrics, tuple(jax.tree.leaves(algorithm.actor(now, state)))
+
+    over = _over_seeds(num_seeds)
+    return Programs(
+        jax.jit(over(init)),
+        jax.jit(over(actor)),
+        jax.jit(over(act), donate_argnums=(1, 2)),
+        jax.jit(over(update), donate_argnums=(0, 1)),
+    )
+
+
+def _over_seeds(num_seeds: int) -> Callable[[Callable], Callable]:
+    """Map over the seeds axis; a single seed runs the plain function, which compiles to faster code."""
+    if num_seeds > 1:
+        return jax.vmap
+
+    def single(function: Callable) -> Callable:
+        def mapped(*arguments):
+            out = function(*jax.tree.map(lambda x: x[0], arguments))
+            return jax.tree.map(lambda x: x[None], out)
+
+        return mapped
+
+    return single

@@ -1,0 +1,1 @@
+"""Environments: the protocols drivers step, our own small ones, and checks before training."""

@@ -1,0 +1,161 @@
+"""SB3's vector environment: several Gymnasium environments behind `reset() -> obs` and `step -> 4 values`.
+
+A thin view: training steps the environments inside it directly, at the speed of `SyncEnvs`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from advantage.envs.vector import Writer
+from advantage.types import Space
+
+
+class DummyVecEnv:
+    """Environments stepped one by one in this process, reset as soon as an episode ends.
+
+    `step` returns `(obs, rewards, dones, infos)`, all with a leading axis `[N]`; where an episode ended,
+    `infos[i]` holds `terminal_observation`, `TimeLimit.truncated` and `episode` (`r` return, `l` length).
+    """
+
+    def __init__(self, env_fns: Sequence[Callable[[], gymnasium.Env]]):
+        self.env_fns = list(env_fns)
+        self.envs = [make() for make in self.env_fns]
+        self.num_envs = len(self.envs)
+        self.observation_space = self.envs[0].observation_space
+        self.action_space = self.envs[0].action_space
+        self.first_seed: int | None = None
+        self._seeds: list[int | None] = [None] * self.num_envs
+        self._rows = Writer(Space.from_gymnasium(self.observation_space), self.num_envs)
+        self._returns = np.zeros(self.num_envs)
+        self._lengths = np.zeros(self.num_envs, np.int64)
+        self._actions: Any = None
+
+    def seed(self, seed: int | None = None) -> list[int | None]:
+        """Environment i restarts its random stream from `seed + i` at the next `reset`."""
+        self.first_seed = seed
+        self._seeds = [None if seed is None else seed + i for i in range(self.num_envs)]
+        return list(self._seeds)
+
+    def reset(self) -> Any:
+        """First observations `[N, ...]` of new episodes everywhere."""
+        rows = self._rows.empty()
+        for i, env in enumerate(self.envs):
+            self._rows.write(rows, i, env.reset(seed=self._seeds[i])[0])
+        self._seeds = [None] * self.num_envs
+        self._returns[:], self._lengths[:] = 0.0, 0
+        return rows
+
+    def step(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, list[dict[str, Any]]]:
+        """Step every environment."""
+        rows = self._rows.empty()
+        rewards, dones = np.zeros(self.num_envs, np.float32), np.zeros(self.num_envs, bool)
+        infos = []
+        for i, (env, action) in enumerate(zip(self.envs, actions, strict=True)):
+            obs, rewards[i], terminated, truncated, info = env.step(action)
+            info = dict(info)
+            self._returns[i] += rewards[i]
+            self._lengths[i] += 1
+            dones[i] = terminated or truncated
+            info["TimeLimit.truncated"] = bool(truncated and not terminated)
+            if dones[i]:
+                info["terminal_observation"] = obs
+                info["episode"] = {"r": float(self._returns[i]), "l": int(self._lengths[i])}
+                self._returns[i], self._lengths[i] = 0.0, 0
+                obs = env.reset()[0]
+            self._rows.write(rows, i, obs)
+            infos.append(info)
+        return rows, rewards, dones, infos
+
+    def step_async(self, actions: Any) -> None:
+        """Keep the actions for `step_wait`."""
+        self._actions = actions
+
+    def step_wait(self) -> tuple[Any, np.ndarray, np.ndarray, list[dict[str, Any]]]:
+        """Step with the actions given to `step_async`."""
+        return self.step(self._actions)
+
+    def render(self, mode: str | None = None) -> Any:
+        """The first environment's picture, or None where it draws its own window."""
+        return self.envs[0].render()
+
+    def close(self) -> None:
+        """Close every environment."""
+        for env in self.envs:
+            env.close()
+
+    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+        """An attribute of every environment, looked up through its wrappers."""
+        return [env.get_wrapper_attr(attr_name) for env in self._chosen(indices)]
+
+    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
+        """Set an attribute of every environment."""
+        for env in self._chosen(indices):
+            env.set_wrapper_attr(attr_name, value)
+
+    def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
+        """Call a method of every environment."""
+        return [env.get_wrapper_attr(method_name)(*args, **kwargs) for env in self._chosen(indices)]
+
+    def env_is_wrapped(self, wrapper_class: type, indices: Any = None) -> list[bool]:
+        """Whether each environment has a wrapper of this class."""
+        return [_is_wrapped(env, wrapper_class) for env in self._chosen(indices)]
+
+    def _chosen(self, indices: Any) -> list[gymnasium.Env]:
+        if indices is None:
+            return self.envs
+        return [self.envs[i] for i in np.atleast_1d(indices)]
+
+    @property
+    def unwrapped(self) -> DummyVecEnv:
+        """Itself."""
+        return self
+
+
+def make_vec_env(
+    env_id: str | Callable[..., gymnasium.Env],
+    n_envs: int = 1,
+    seed: int | None = None,
+    *,
+    wrapper_class: Callable[..., gymnasium.Env] | None = None,
+    env_kwargs: dict[str, Any] | None = None,
+    wrapper_kwargs: dict[str, Any] | None = None,
+    vec_env_cls: type[DummyVecEnv] | None = None,
+) -> DummyVecEnv:
+    """`n_envs` copies of an environment as one vector environment, as SB3's function of this name.
+
+    Args:
+        env_id: a Gymnasium id, or a function that makes one environment.
+        n_envs: how many.
+        seed: environment i starts from `seed + i`.
+        wrapper_class: wraps each environment, called with it and `wrapper_kwargs`.
+        env_kwargs: passed to the id's or function's constructor.
+        vec_env_cls: the class of the result.
+
+    Raises:
+        ValueError: `n_envs` is not positive.
+    """
+    if n_envs < 1:
+        raise ValueError(f"n_envs={n_envs} has to be at least 1")
+
+    def make() -> gymnasium.Env:
+        kwargs = env_kwargs or {}
+        env = gymnasium.make(env_id, **kwargs) if isinstance(env_id, str) else env_id(**kwargs)
+        return env if wrapper_class is None else wrapper_class(env, **(wrapper_kwargs or {}))
+
+    venv = (vec_env_cls or DummyVecEnv)([make] * n_envs)
+    venv.seed(seed)
+    return venv
+
+
+def _is_wrapped(env: gymnasium.Env, wrapper_class: type) -> bool:
+    while True:
+        if isinstance(env, wrapper_class):
+            return True
+        if not isinstance(env, gymnasium.Wrapper):
+            return False
+        env = env.env

@@ -1,0 +1,239 @@
+"""Many host environments behind one interface: `S` seeds times `N` environments, one call a step.
+
+`SyncEnvs` steps Gymnasium environments one by one with same-step autoreset; `VectorEnvs` drives
+`gymnasium.vector` environments, one instance per seed, in any of Gymnasium's three autoreset modes.
+Both answer with NumPy arrays `[S, N, ...]` in JAX's dtypes. They raise `EnvironmentFailure`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
+
+import gymnasium
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from advantage.types import Observed, Space, Spec, TimeStep
+
+
+class EnvironmentFailure(RuntimeError):
+    """An environment raised or answered nonsense; the original exception is its `__cause__`."""
+
+
+@runtime_checkable
+class HostEnvs(Protocol):
+    """What the host driver asks of environments."""
+
+    spec: Spec
+    num_seeds: int
+    num_envs: int
+
+    def reset(self, seeds: np.ndarray | None) -> Observed:
+        """Begin an episode everywhere; `seeds [S, N]` also restarts every random stream."""
+        ...
+
+    def step(self, action: np.ndarray) -> TimeStep:
+        """Step every environment with an action `[S, N, ...]` in the environment's own terms."""
+        ...
+
+    def close(self) -> None:
+        """Release what the environments hold."""
+        ...
+
+
+class SyncEnvs:
+    """Gymnasium environments stepped one by one; an ended episode is reset within the same step."""
+
+    def __init__(self, envs: list[list[gymnasium.Env]]):
+        first = envs[0][0]
+        self.spec = Spec.from_gymnasium(first.observation_space, first.action_space)
+        self.num_seeds, self.num_envs = len(envs), len(envs[0])
+        self.envs = [env for group in envs for env in group]
+        self.steps = [env.step for env in self.envs]
+        self.observations = Writer(self.spec.observation, len(self.envs))
+        # Python integers are what Discrete environments check fastest.
+        self.to_rows = _to_list if self.spec.action.kind in ("discrete",) else _to_rows
+        self.masked = all(_has_masks(env) for env in self.envs)
+        self.infos: list[dict[str, Any]] = []  # of the last step, one per environment
+
+    def reset(self, seeds: np.ndarray | None) -> Observed:
+        flat = [None] * len(self.envs) if seeds is None else seeds.reshape(-1).tolist()
+        rows = self.observations.empty()
+        for i, (env, seed) in enumerate(zip(self.envs, flat, strict=True)):
+            obs = self._guard(i, "reset", lambda env=env, seed=seed: env.reset(seed=seed)[0])
+            self.observations.write(rows, i, obs)
+        return Observed(self._shaped(rows), np.ones(self.shape, bool), self._masks())
+
+    def step(self, action: np.ndarray) -> TimeStep:
+        count = len(self.envs)
+        rows = self.observations.empty()
+        reward = np.empty(count, np.float32)
+        terminated, truncated = np.empty(count, bool), np.empty(count, bool)
+        write, ended, infos = self.observations.write, False, []
+        for i, (step, row) in enumerate(zip(self.steps, self.to_rows(action, count), strict=True)):
+            try:
+                obs, reward[i], over, cut, info = step(row)
+                write(rows, i, obs)
+            except Exception as error:
+                raise EnvironmentFailure(f"env {i} raised {_said(error)} in step({row!r})") from error
+            terminated[i], truncated[i] = over, cut
+            ended = ended or over or cut
+            infos.append(info)
+        self.infos = infos
+        final, is_first = rows, terminated | truncated
+        if ended:
+            rows = jax.tree.map(np.copy, rows)
+            for i in np.flatnonzero(is_first):
+                obs = self._guard(i, "reset", lambda i=i: self.envs[i].reset()[0])
+                write(rows, i, obs)
+        shape = self.shape
+        return TimeStep(
+            Observed(self._shaped(rows), is_first.reshape(shape), self._masks()),
+            reward.reshape(shape),
+            terminated.reshape(shape),
+            truncated.reshape(shape),
+            self._shaped(final),
+        )
+
+    def close(self) -> None:
+        for env in self.envs:
+            env.close()
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """`(S, N)`."""
+        return self.num_seeds, self.num_envs
+
+    def _shaped(self, rows: PyTree) -> PyTree:
+        return jax.tree.map(lambda x: x.reshape(*self.shape, *x.shape[1:]), rows)
+
+    def _masks(self) -> np.ndarray | None:
+        if not self.masked:
+            return None
+        masks = [np.asarray(env.get_wrapper_attr("action_masks")(), bool) for env in self.envs]
+        return np.stack(masks).reshape(*self.shape, -1)
+
+    def _guard(self, i: int, what: str, call: Callable[[], Any]) -> Any:
+        try:
+            return call()
+        except Exception as error:
+            raise EnvironmentFailure(f"env {i} raised {_said(error)} in {what}()") from error
+
+
+class VectorEnvs:
+    """`gymnasium.vector` environments, one instance per seed."""
+
+    def __init__(self, envs: list[gymnasium.vector.VectorEnv]):
+        first = envs[0]
+        self.spec = Spec.from_gymnasium(first.single_observation_space, first.single_action_space)
+        self.num_seeds, self.num_envs, self.envs = len(envs), first.num_envs, envs
+        mode = first.metadata.get("autoreset_mode", gymnasium.vector.AutoresetMode.NEXT_STEP)
+        self.mode = gymnasium.vector.AutoresetMode(mode)
+        self.was_done = np.zeros((self.num_seeds, self.num_envs), bool)
+
+    def reset(self, seeds: np.ndarray | None) -> Observed:
+        seeds = [None] * self.num_seeds if seeds is None else [row.tolist() for row in seeds]
+        obs = [env.reset(seed=s)[0] for env, s in zip(self.envs, seeds, strict=True)]
+        self.was_done[:] = False
+        return Observed(self._stack(obs), np.ones(self.was_done.shape, bool))
+
+    def step(self, action: np.ndarray) -> TimeStep:
+        answers = []
+        for s, env in enumerate(self.envs):
+            try:
+                answers.append(env.step(action[s]))
+            except Exception as error:
+                raise EnvironmentFailure(f"vector env of seed {s} raised {_said(error)} in step()") from error
+        reward, terminated, truncated = (
+            np.stack([np.asarray(answer[i], dtype) for answer in answers])
+            for i, dtype in ((1, np.float32), (2, bool), (3, bool))
+        )
+        raw = [answer[0] for answer in answers]
+        done = terminated | truncated
+        return getattr(self, f"_{self.mode.name.lower()}")(answers, raw, reward, terminated, truncated, done)
+
+    def _next_step(self, answers, raw, reward, terminated, truncated, done) -> TimeStep:
+        """After an end the next call ignores its action and resets: that row is a dummy."""
+        obs, dummy = self._stack(raw), self.was_done
+        self.was_done = done & ~dummy
+        observed = Observed(obs, dummy)
+        return TimeStep(observed, reward, terminated, truncated, obs, ~dummy)
+
+    def _same_step(self, answers, raw, reward, terminated, truncated, done) -> TimeStep:
+        """An end is reset at once; the final observation comes in the info."""
+        obs = self._stack(raw)
+        final = obs
+        if done.any():
+            final = jax.tree.map(np.copy, obs)
+            for s, i in np.argwhere(done):
+                last = to_rows(self.spec.observation, answers[s][4]["final_obs"][i])
+                for rows, x in zip(jax.tree.leaves(final), jax.tree.leaves(last), strict=True):
+                    rows[s, i] = x
+        return TimeStep(Observed(obs, done), reward, terminated, truncated, final)
+
+    def _disabled(self, answers, raw, reward, terminated, truncated, done) -> TimeStep:
+        """Nothing is reset by the environment: reset those that ended."""
+        final = self._stack(raw)
+        obs = final
+        if done.any():
+            fresh = [
+                env.reset(options={"reset_mask": mask})[0] if mask.any() else x
+                for env, mask, x in zip(self.envs, done, raw, strict=True)
+            ]
+            obs = self._stack(fresh)
+        return TimeStep(Observed(obs, done), reward, terminated, truncated, final)
+
+    def close(self) -> None:
+        for env in self.envs:
+            env.close()
+
+    def _stack(self, obs: list[PyTree]) -> PyTree:
+        return jax.tree.map(lambda *x: np.stack(x), *[to_rows(self.spec.observation, x) for x in obs])
+
+
+class Writer:
+    """Writes single observations into rows `[count, ...]` of a space's structure."""
+
+    def __init__(self, space: Space, count: int):
+        self.space, self.count = space, count
+        self.plain = space.kind not in ("dict", "tuple")
+        self.row_shape, self.dtype = (count, *space.shape), np.dtype(space.dtype)
+
+    def empty(self) -> PyTree:
+        """Rows yet to be written; new ones each time, since consumers keep them."""
+        return np.empty(self.row_shape, self.dtype) if self.plain else self.space.zeros((self.count,))
+
+    def write(self, rows: PyTree, i: int, obs: Any) -> None:
+        """Put an observation into row i."""
+        if self.plain:
+            rows[i] = obs
+        else:
+            for row, x in zip(jax.tree.leaves(rows), jax.tree.leaves(to_rows(self.space, obs)), strict=True):
+                row[i] = x
+
+
+def to_rows(space: Space, obs: Any) -> PyTree:
+    """A Gymnasium observation in this library's structure and dtypes: plain sorted dicts and tuples."""
+    if space.kind == "dict":
+        return {name: to_rows(part, obs[name]) for name, part in space.parts}
+    if space.kind == "tuple":
+        return tuple(to_rows(part, x) for (_, part), x in zip(space.parts, obs, strict=True))
+    return np.asarray(obs, space.dtype)
+
+
+def _to_list(action: np.ndarray, count: int) -> list:
+    return action.reshape(count).tolist()
+
+
+def _to_rows(action: np.ndarray, count: int) -> np.ndarray:
+    return action.reshape(count, *action.shape[2:])
+
+
+def _has_masks(env: gymnasium.Env) -> bool:
+    return isinstance(env, gymnasium.Env) and env.has_wrapper_attr("action_masks")
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"

@@ -1,0 +1,1 @@
+"""The textbook: per-sample terms of returns, objectives and distributions. Arrays in, arrays out."""

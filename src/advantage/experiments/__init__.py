@@ -1,0 +1,1 @@
+"""Experiments: statistics over seeds and the figures that show them."""

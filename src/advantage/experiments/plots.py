@@ -1,0 +1,216 @@
+"""Pictures of results: learning curves over seeds, and films of an agent."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from advantage.experiments.statistics import bootstrap_interval, iqm
+
+# Okabe and Ito's colours, told apart also by colour-blind readers, the strongest contrasts first.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5D4A99", "#444444")
+INK, FAINT = "#222222", "#8a8a8a"
+
+BOOTSTRAP_SAMPLES = 2_000
+"""Per point of a curve; a band's edge needs less precision than a number in a table."""
+
+
+def learning_curve(
+    curves: Mapping[str, tuple[npt.ArrayLike, npt.ArrayLike]],
+    path: str | os.PathLike[str],
+    title: str,
+    reference: float | int | Mapping[str, float | int] | None = None,
+) -> None:
+    """Draw episode returns over environment steps as a PNG of 1600 x 960 pixels.
+
+    Each curve is the interquartile mean over seeds with its 95 % bootstrap interval as a band and one thin
+    line per seed. NaN and infinite returns (no episode finished yet) are left out point by point.
+
+    Args:
+        curves: name to `(steps [points], returns [seeds, points])`; steps in environment steps.
+        path: the PNG; its folder is made.
+        title: above the picture.
+        reference: a return to mark by a dashed line ("solved"), or several by name.
+
+    Raises:
+        ValueError: no curves, or shapes that don't fit.
+        ImportError: matplotlib is missing.
+    """
+    checked = {name: _check_curve(name, steps, returns) for name, (steps, returns) in curves.items()}
+    if not checked:
+        raise ValueError("learning_curve needs at least one curve")
+    try:
+        # Not pyplot: no global state and no display.
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ImportError('learning curves need matplotlib: pip install "advantage[plot]"') from None
+    figure = Figure(figsize=(8, 4.8), dpi=200, layout="constrained", facecolor="white")
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
+    axes = figure.add_subplot()
+    for index, (name, (steps, returns)) in enumerate(checked.items()):
+        _draw_curve(axes, name, steps, returns, COLOURS[index % len(COLOURS)])
+    references = reference if isinstance(reference, Mapping) else {"reference": reference}
+    for name, value in references.items():
+        if value is not None:
+            axes.axhline(value, color=FAINT, linewidth=1.2, linestyle=(0, (5, 3)), label=name, zorder=1)
+    _style(axes, title, {returns.shape[0] for _, returns in checked.values()})
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    figure.savefig(path, format="png")
+
+
+def _check_curve(name: str, steps: npt.ArrayLike, returns: npt.ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    steps, returns = np.asarray(steps, dtype=np.float64), np.asarray(returns, dtype=np.float64)
+    if steps.ndim != 1 or returns.ndim != 2 or returns.shape[1] != steps.size or 0 in returns.shape:
+        raise ValueError(
+            f"curve {name!r}: expected steps [points] and returns [seeds, points], "
+            f"got shapes {steps.shape} and {returns.shape}"
+        )
+    return steps, returns
+
+
+def _draw_curve(axes: Any, name: str, steps: np.ndarray, returns: np.ndarray, colour: str) -> None:
+    middle = np.full(steps.size, np.nan)
+    low, high = middle.copy(), middle.copy()
+    for point, scores in enumerate(returns.T):
+        scores = scores[np.isfinite(scores)]
+        if scores.size:
+            middle[point] = iqm(scores)
+            low[point], high[point] = bootstrap_interval(scores, samples=BOOTSTRAP_SAMPLES)
+    if returns.shape[0] > 1:
+        finite = np.where(np.isfinite(returns), returns, np.nan)
+        axes.plot(steps, finite.T, color=colour, linewidth=0.6, alpha=0.28, zorder=2)
+        axes.fill_between(steps, low, high, color=colour, alpha=0.16, linewidth=0, zorder=3)
+    marker = "o" if steps.size == 1 else None
+    axes.plot(steps, middle, color=colour, linewidth=2.2, label=name, marker=marker, zorder=4)
+
+
+def _style(axes: Any, title: str, seeds: set[int]) -> None:
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    axes.set_title(title, loc="left", fontsize=14, fontweight="bold", color=INK, pad=24)
+    fewest, most = min(seeds), max(seeds)
+    number = f"{most} seed{'s' * (most > 1)}" if fewest == most else f"{fewest} to {most} seeds"
+    note = f"interquartile mean of {number}, 95% bootstrap interval" if most > 1 else number
+    axes.text(0, 1.025, note, transform=axes.transAxes, fontsize=9.5, color="#666666", va="bottom")
+    axes.set_xlabel("environment steps", fontsize=10.5, color=INK)
+    axes.set_ylabel("episode return", fontsize=10.5, color=INK)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: step_label(value)))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 2.5, 5, 10]))
+    axes.margins(x=0.01, y=0.06)
+    axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color("#bbbbbb")
+    axes.tick_params(colors="#444444", labelsize=9.5, length=0, pad=6)
+    # Many names would cover the curves: beside them then.
+    handles, names = axes.get_legend_handles_labels()
+    place = {"loc": "best"} if len(names) <= 5 else {"loc": "center left", "bbox_to_anchor": (1.01, 0.5)}
+    axes.legend(handles, names, fontsize=9.5, framealpha=0.85, edgecolor="none", labelcolor=INK, **place)
+
+
+def step_label(steps: float | int) -> str:
+    """A number of steps as an axis shows it: 0, 500, 50k, 1.5M, 2B."""
+    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(steps) >= size:
+            return f"{steps / size:g}{letter}"
+    return f"{steps:g}"
+
+
+def save_gif(
+    frames: Sequence[Any],
+    path: str | os.PathLike[str],
+    fps: float | int = 30.0,
+    *,
+    max_bytes: int = 1_500_000,
+    max_width: int = 480,
+) -> None:
+    """Save frames as a GIF that loops for ever, at their true speed.
+
+    Frames are scaled to `max_width` and shown at 25 per second at most; if the file is still larger than
+    `max_bytes`, it is made again with smaller and then with fewer frames, down to 96 pixels and 5 per second.
+
+    Args:
+        frames: RGB images `[height, width, 3]` uint8, all of one size.
+        path: the GIF; its folder is made.
+        fps: frames per second at which they were recorded.
+        max_bytes: aim for the file's size; 500 CartPole frames need a tenth of the default.
+        max_width: pixels.
+
+    Raises:
+        ValueError: no frames, another shape or type, frames of different sizes, or `fps` not positive.
+        ImportError: Pillow is missing.
+    """
+    _check_frames(frames, fps)
+    try:
+        import PIL.Image  # noqa: F401
+    except ImportError:
+        raise ImportError('GIFs need Pillow: pip install "advantage[plot]"') from None
+    width = frames[0].shape[1]
+    scale = min(1.0, max_width / width)
+    stride = max(1, math.ceil(fps / 25.0 - 1e-6))
+    while True:
+        data = _encode_gif(frames[::stride], scale, stride / fps)
+        # A size falls with the area, somewhat slower than that: aim a little below.
+        factor = 0.9 * max_bytes / len(data)
+        if factor >= 0.9:
+            break
+        if scale * width > 240:
+            scale = max(scale * math.sqrt(factor), 240 / width)
+        elif fps / stride > 10:
+            stride = max(stride + 1, min(math.ceil(stride / factor), math.ceil(fps / 10)))
+        elif scale * width > 96:
+            scale = max(scale * math.sqrt(factor), 96 / width)
+        elif fps / stride > 5:
+            stride += 1
+        else:
+            break
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    with open(path, "wb") as file:
+        file.write(data)
+
+
+def _check_frames(frames: Sequence[Any], fps: float | int) -> None:
+    if len(frames) == 0:
+        raise ValueError("save_gif needs at least one frame")
+    if not fps > 0:
+        raise ValueError(f"fps must be positive, got {fps}")
+    shape = np.shape(frames[0])
+    for index, frame in enumerate(frames):
+        dtype = getattr(frame, "dtype", type(frame).__name__)
+        if dtype != np.uint8 or len(shape) != 3 or shape[2] != 3 or frame.shape != shape:
+            raise ValueError(
+                f"frame {index}: expected RGB [height, width, 3] uint8, all of one size, "
+                f"got shape {np.shape(frame)} and {dtype} (frame 0 has {shape})"
+            )
+
+
+def _encode_gif(frames: Sequence[np.ndarray], scale: float, seconds: float) -> bytes:
+    """Encode frames shown for `seconds` each, with one palette for the film so that colours don't flicker."""
+    from PIL import Image
+
+    height, width = frames[0].shape[:2]
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    images = [Image.fromarray(np.ascontiguousarray(frame)) for frame in frames]
+    if scale < 1.0:
+        images = [image.resize(size, Image.Resampling.BOX, reducing_gap=2.0) for image in images]
+    samples = images[:: max(1, len(images) // 12)]
+    sheet = Image.new("RGB", (size[0], size[1] * len(samples)))
+    for row, image in enumerate(samples):
+        sheet.paste(image, (0, row * size[1]))
+    palette = sheet.quantize(colors=128, method=Image.Quantize.MEDIANCUT)
+    images = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
+    # GIF counts in hundredths of a second: rounding the times, not the durations, keeps the speed. Browsers
+    # slow anything shorter than two hundredths down to ten.
+    times = [round(100 * index * seconds) for index in range(len(images) + 1)]
+    durations = [10 * max(2, after - before) for before, after in zip(times[:-1], times[1:], strict=True)]
+    buffer = io.BytesIO()
+    images[0].save(
+        buffer, "GIF", save_all=True, append_images=images[1:], duration=durations, loop=0, optimize=True
+    )
+    return buffer.getvalue()

@@ -1,0 +1,1 @@
+"""Memories: what off-policy algorithms remember, and the update that replays it."""

@@ -1,0 +1,54 @@
+"""The update of off-policy algorithms: remember a chunk, then learn from what is remembered."""
+
+import functools
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from advantage.memory import uniform
+from advantage.types import Chunk, Metrics, Spec
+
+
+def init_memory(config: Any, spec: Spec, num_envs: int) -> uniform.Replay:
+    """An empty uniform replay of `config.buffer_size` rows over all environments."""
+    return uniform.init(spec, num_envs, config.buffer_size)
+
+
+@functools.cache
+def replayed_update(algorithm: ModuleType) -> Callable[..., tuple[Any, uniform.Replay, Metrics]]:
+    """`update(config, state, memory, chunk)` of an off-policy algorithm.
+
+    `observe`, `push`, then `sample` and `learn` for `config.gradient_steps` times (-1: as often as rows
+    were collected), none before `config.learning_starts` steps. One loop with a traced bound: neither
+    compile time nor a branch depends on the number of steps.
+    """
+
+    def update(config: Any, state: Any, memory: uniform.Replay, chunk: Chunk):
+        state = algorithm.observe(config, state, chunk)
+        memory = uniform.push(memory, chunk)
+        collected = jnp.sum(chunk.valid.astype(jnp.int32))
+        wanted = collected if config.gradient_steps < 0 else jnp.int32(config.gradient_steps)
+        # Nothing collected, nothing to learn from: an all-invalid chunk changes no bit.
+        ready = (state.steps > config.learning_starts) & (collected > 0)
+        bound = jnp.where(ready, wanted, 0)
+
+        def learn_once(state: Any) -> tuple[Any, Metrics]:
+            key, sample_key = jax.random.split(state.key)
+            batch = uniform.sample(memory, sample_key, config.batch_size, config.n_steps, config.gamma)
+            return algorithm.learn(config, state._replace(key=key), batch)
+
+        def step(_: Array, carry: tuple[Any, Metrics]) -> tuple[Any, Metrics]:
+            state, metrics = learn_once(carry[0])
+            return state, jax.tree.map(jnp.add, carry[1], metrics)
+
+        _, metrics = jax.eval_shape(learn_once, state)
+        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), metrics)
+        state, total = jax.lax.fori_loop(0, bound, step, (state, zero))
+        done = bound.astype(jnp.float32)  # 0 / 0: NaN, shown as nothing, where nothing was learned
+        return state, memory, jax.tree.map(lambda x: x / done, total)
+
+    return update

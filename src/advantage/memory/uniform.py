@@ -1,0 +1,115 @@
+"""Uniform replay on the device: a ring of single steps with a write head per environment.
+
+Rows of one environment stay in time order, so n-step returns are formed when sampled; they stop at an
+episode's end and at the newest row, whose successor is stored with it (Lin, 1992; Mnih et al., 2015).
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from advantage.equations.distributions import Key
+from advantage.equations.returns import Scalar, n_step_return
+from advantage.types import Chunk, Spec, sanitise, successor
+
+
+class Replay(NamedTuple):
+    """N rings of C rows each, flat: row `n * C + slot`."""
+
+    obs: PyTree  # [N*C, ...]
+    next_obs: PyTree  # [N*C, ...]
+    action: Array  # [N*C, ...]
+    reward: Float[Array, " NC"]
+    is_first: Bool[Array, " NC"]
+    terminated: Bool[Array, " NC"]
+    truncated: Bool[Array, " NC"]
+    head: Int[Array, " N"]  # the slot written next
+    size: Int[Array, " N"]  # rows held, at most C
+
+
+class Batch(NamedTuple):
+    """B transitions over one or more steps."""
+
+    obs: PyTree  # [B, ...]
+    action: Array  # [B, ...]
+    reward: Float[Array, " B"]  # discounted sum over the steps
+    discount: Float[Array, " B"]  # gamma^steps, 0 after a termination
+    next_obs: PyTree  # [B, ...]
+
+
+def init(spec: Spec, num_envs: int, capacity: int) -> Replay:
+    """An empty memory of `capacity // num_envs` rows for each of `num_envs` environments."""
+    rows = num_envs * (capacity // num_envs)
+
+    def zeros(leading: tuple[int, ...]) -> PyTree:
+        return jax.tree.map(jnp.asarray, spec.observation.zeros(leading))
+
+    flags = [jnp.zeros(rows, bool) for _ in range(3)]
+    counters = [jnp.zeros(num_envs, jnp.int32) for _ in range(2)]
+    action = jnp.asarray(spec.action.zeros((rows,)))
+    return Replay(zeros((rows,)), zeros((rows,)), action, jnp.zeros(rows, jnp.float32), *flags, *counters)
+
+
+def push(memory: Replay, chunk: Chunk) -> Replay:
+    """Append a chunk's valid rows, each environment's at its own head, over the oldest.
+
+    The chunk must not be longer than a ring: `Config.check` sees to that.
+    """
+    chunk = sanitise(chunk)
+    num_envs, capacity = _sizes(memory)
+    valid = chunk.valid.astype(jnp.int32)
+    before = jnp.cumsum(valid, axis=0) - valid
+    slot = (memory.head[None] + before) % capacity
+    row = jnp.arange(num_envs, dtype=jnp.int32)[None] * capacity + slot
+    row = jnp.where(chunk.valid, row, num_envs * capacity)  # out of range: dropped
+
+    def write(ring: Array, new: Array) -> Array:
+        return ring.at[row].set(new.astype(ring.dtype), mode="drop")
+
+    written = jnp.sum(valid, axis=0)
+    return Replay(
+        obs=jax.tree.map(write, memory.obs, chunk.obs),
+        next_obs=jax.tree.map(write, memory.next_obs, successor(chunk)),
+        action=write(memory.action, chunk.action),
+        reward=write(memory.reward, chunk.reward),
+        is_first=write(memory.is_first, chunk.is_first),
+        terminated=write(memory.terminated, chunk.terminated),
+        truncated=write(memory.truncated, chunk.truncated),
+        head=(memory.head + written) % capacity,
+        size=jnp.minimum(memory.size + written, capacity),
+    )
+
+
+def sample(memory: Replay, key: Key, batch_size: int, n_steps: int, gamma: Scalar) -> Batch:
+    """B transitions over up to `n_steps` steps, every row equally likely, with replacement."""
+    num_envs, capacity = _sizes(memory)
+    ends = jnp.cumsum(memory.size)
+    drawn = jax.random.randint(key, (batch_size,), 0, jnp.maximum(ends[-1], 1))
+    env = jnp.searchsorted(ends, drawn, side="right").astype(jnp.int32)
+    age = ends[env] - 1 - drawn  # 0 is the environment's newest row
+    steps = jnp.arange(n_steps, dtype=jnp.int32)
+    slot = (memory.head[env, None] - 1 - age[:, None] + steps[None]) % capacity
+    row = env[:, None] * capacity + slot  # [B, n]; rows past the newest are never counted
+
+    ended = memory.terminated[row] | memory.truncated[row]
+    # A reset from outside leaves an episode without an end: the next row's is_first shows it.
+    restarted = memory.is_first[env[:, None] * capacity + (slot + 1) % capacity]
+    recorded = steps[None] < age[:, None]
+    going_on = recorded & ~ended & ~restarted
+    reward, discount = n_step_return(memory.reward[row], going_on, gamma)
+    last = jnp.sum(jnp.cumprod(going_on[:, :-1].astype(jnp.int32), axis=1), axis=1)
+    last_row = jnp.take_along_axis(row, last[:, None], axis=1)[:, 0]
+    return Batch(
+        obs=jax.tree.map(lambda x: x[row[:, 0]], memory.obs),
+        action=memory.action[row[:, 0]],
+        reward=reward,
+        discount=jnp.where(memory.terminated[last_row], 0.0, discount),
+        next_obs=jax.tree.map(lambda x: x[last_row], memory.next_obs),
+    )
+
+
+def _sizes(memory: Replay) -> tuple[int, int]:
+    num_envs = memory.head.shape[0]
+    return num_envs, memory.reward.shape[0] // num_envs

@@ -1,0 +1,627 @@
+"""The familiar face: `PPO("MlpPolicy", env, learning_rate=3e-4).learn(100_000)`, in SB3's words.
+
+A face builds a `Config`, a driver for the kind of environment given, and holds what was learned. There
+is no algorithm in here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import functools
+import inspect
+import warnings
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any, ClassVar
+
+import gymnasium
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+import advantage
+from advantage.algorithms import dqn, ppo
+from advantage.drivers.common import streams
+from advantage.drivers.fused import FusedDriver
+from advantage.drivers.host import HostDriver
+from advantage.envs.jax import is_jax_env
+from advantage.envs.make import host_envs, resolve_env
+from advantage.envs.vec_env import DummyVecEnv
+from advantage.envs.vector import to_rows
+from advantage.equations.schedules import Schedule
+from advantage.memory.replayed import init_memory, replayed_update
+from advantage.networks.policy_kwargs import network_fields
+from advantage.training import loggers
+from advantage.training.callbacks import as_callback
+from advantage.training.files import NotAModel, Target, named_arrays, read_model, restored, write_model
+from advantage.training.hyperparameters import (
+    configured,
+    describe,
+    describe_schedule,
+    undescribe,
+    undescribe_schedule,
+)
+from advantage.training.loop import Run, train
+from advantage.training.progress import LiveProgress
+from advantage.types import Agent, Observed, Space, Spec
+
+# What a face takes besides its algorithm's hyper-parameters, with defaults; SB3's names, then ours.
+FACE_OPTIONS: dict[str, Any] = {
+    "stats_window_size": 100,
+    "tensorboard_log": None,
+    "policy_kwargs": None,
+    "verbose": 0,
+    "seed": None,
+    "device": "auto",
+    "n_envs": 1,
+    "seeds": 1,
+}
+# Fields that the face fills from elsewhere: `policy_kwargs`, or the driver.
+HIDDEN_FIELDS = {
+    "net_arch", "activation_fn", "ortho_init", "log_std_init", "full_std", "use_expln",
+    "features_extractor", "exploration_rate",
+}  # fmt: skip
+
+
+def agent_of(algorithm: ModuleType) -> Agent:
+    """An algorithm with its update and its memory."""
+    if hasattr(algorithm, "learn"):
+        return Agent(algorithm, replayed_update(algorithm), init_memory)
+    return Agent(algorithm, algorithm.update, _no_memory)
+
+
+def _no_memory(config: Any, spec: Spec, num_envs: int) -> tuple[()]:
+    return ()
+
+
+class Model:
+    """What all faces share. Use `DQN`, `PPO`, ..."""
+
+    algorithm: ClassVar[ModuleType]
+    log_interval: ClassVar[int]
+    log_episodes: ClassVar[bool]
+
+    def __init__(self, policy: str, env: Any = None, *args: Any, **kwargs: Any):
+        options, fields = self._arguments(args, kwargs)
+        self._set(
+            policy=_known_policy(policy), verbose=options["verbose"], tensorboard_log=options["tensorboard_log"],
+            policy_kwargs=dict(options["policy_kwargs"] or {}), stats_window_size=options["stats_window_size"],
+            num_timesteps=0, num_seeds=_positive("seeds", options["seeds"]), _env=None, _driver=None, _spec=None,
+            _state=None, _logger=None, _acting={}, _stop=0, _predictions=0, _device=_device(options["device"]),
+        )  # fmt: skip
+        self._set(_config=None, _schedules={})
+        fields = {**network_fields(self.algorithm.Config, self.policy_kwargs), **fields}
+        config, schedules = configured(self.algorithm.Config(), {}, fields)
+        self._set(_config=config, _schedules=schedules, seed=options["seed"])
+        if env is not None:
+            self._attach(env, _positive("n_envs", options["n_envs"]))
+
+    # -- training --------------------------------------------------------------------------------
+
+    def learn(
+        self,
+        total_timesteps: int,
+        callback: Any = None,
+        log_interval: int | None = -1,
+        tb_log_name: str | None = None,
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> Model:
+        """Train for `total_timesteps` environment steps (of each seed), exactly.
+
+        Args:
+            callback: a function `f(locals, globals) -> bool`, a `BaseCallback`, or a list of these.
+            log_interval: rollouts (on-policy) or episodes (off-policy) between logs; None: no log.
+            tb_log_name: the run's name under `tensorboard_log`; the algorithm's by default.
+            reset_num_timesteps: begin new episodes and count from 0, else go on.
+            progress_bar: show live progress.
+
+        Raises:
+            ValueError: no environment, or a number that is not positive; before anything is trained.
+            KeyboardInterrupt: after Ctrl-C; the model can go on, predict and save.
+            EnvironmentFailure, TrainingFailure: see `advantage.training.loop.train`.
+        """
+        if self._driver is None:
+            raise ValueError("this model has no environment: give one with set_env(env) or load(path, env=env)")
+        _positive("total_timesteps", total_timesteps)
+        if reset_num_timesteps and self.num_timesteps:
+            self._driver.reset()
+            self._set(num_timesteps=0)
+        name = tb_log_name or type(self).__name__
+        self._set(_logger=self._make_logger(name, reset_num_timesteps))
+        run = Run(
+            self, self._driver, self._config, self._active_schedules(), self.num_timesteps,
+            self.num_timesteps + int(total_timesteps), as_callback(callback), self._logger,
+            self.log_interval if log_interval == -1 else log_interval, self.log_episodes, self.algorithm.LOGGED,
+            LiveProgress(int(total_timesteps), f"{type(self).__name__} {self._env_name()}", progress_bar),
+        )  # fmt: skip
+        if not self._logger.output_formats:
+            run.log_interval = None
+        self._set(_stop=run.stop)
+        run.callback.init_callback(self)
+        with self._on_device():
+            train(run)
+        return self
+
+    def _make_logger(self, name: str, reset_num_timesteps: bool) -> loggers.Logger:
+        return loggers.configure_run(self.verbose, self.tensorboard_log, name, reset_num_timesteps)
+
+    def _env_name(self) -> str:
+        env = self._env
+        spec = getattr(env.envs[0], "spec", None) if isinstance(env, DummyVecEnv) else getattr(env, "spec", None)
+        return getattr(env, "id", None) or getattr(spec, "id", None) or type(env).__name__
+
+    # -- acting ----------------------------------------------------------------------------------
+
+    def predict(
+        self,
+        observation: Any,
+        state: Any = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+        action_masks: np.ndarray | None = None,
+        seed_index: int = 0,
+    ) -> tuple[np.ndarray, Any]:
+        """`(action, state)` for one observation or a batch of them.
+
+        Args:
+            observation: `[*shape]` or `[N, *shape]`, of the observation space's structure.
+            state: what the last call returned, for policies with a memory.
+            episode_start: `[N]` bool, where episodes begin (with `state`).
+            deterministic: the best action instead of a sampled one.
+            action_masks: `[N, actions]` bool, True where an action is legal.
+            seed_index: which of the agents trained side by side acts.
+
+        Raises:
+            ValueError: the observation does not have the space's shape.
+        """
+        if not 0 <= seed_index < self.num_seeds:
+            raise ValueError(f"seed_index={seed_index} has to be within the {self.num_seeds} seeds trained")
+        obs, batch, single = _batched(self._require_spec().observation, observation)
+        is_first = np.ones(batch, bool) if episode_start is None else np.asarray(episode_start, bool).reshape(batch)
+        mask = None if action_masks is None else np.asarray(action_masks, bool).reshape(batch, -1)
+        with self._on_device():
+            if state is None:
+                state = self.algorithm.initial_carry(self._config, self._spec, batch)
+            act = _acting_program(self.algorithm, self._config, not deterministic)
+            self._set(_predictions=self._predictions + 1)
+            action, carry = act(
+                self._actor(seed_index), state, Observed(obs, is_first, mask), self._base_seed(), self._predictions
+            )
+        action = self.algorithm.to_env(self._spec.action, np.array(action))
+        return action[0] if single else action, carry if jax.tree.leaves(carry) else None
+
+    def _actor(self, seed_index: int) -> PyTree:
+        """The acting parameters of a seed; kept until training goes on."""
+        version = None if self._driver is None else self._driver.version
+        key = (seed_index, self.num_timesteps, self._config)
+        if self._acting.get("version") != version or key not in self._acting:
+            if self._acting.get("version") != version:
+                self._acting.clear()
+            state = self._seed_state(seed_index)
+            self._acting["version"] = version
+            self._acting[key] = jax.tree.map(jnp.array, self.algorithm.actor(self._resolved()[0], state))
+        return self._acting[key]
+
+    # -- files -----------------------------------------------------------------------------------
+
+    def save(self, path: Target) -> None:
+        """Write a model file: a path (`.zip` is added), a Path or an open binary file.
+
+        It holds parameters, optimiser, hyper-parameters, spaces and counters of every seed, and no code.
+
+        Raises:
+            OSError: the path cannot be written.
+        """
+        config, labels = describe(self._config)
+        header = {
+            "algorithm": type(self).__name__,
+            "advantage": advantage.__version__,
+            "config": config,
+            "callables": labels,
+            "schedules": {name: describe_schedule(s) for name, s in self._schedules.items()},
+            "policy": self.policy_name,
+            "observation_space": _plain_space(self._require_spec().observation),
+            "action_space": _plain_space(self._spec.action),
+            "counters": {"num_timesteps": self.num_timesteps, "stop": self._stop, "seeds": self.num_seeds},
+            "options": {"seed": self.seed, "verbose": self.verbose, "stats_window_size": self.stats_window_size},
+        }
+        write_model(path, header, named_arrays(self._full_state()))
+
+    @classmethod
+    def load(cls, path: Target, env: Any = None, device: str = "auto", **overrides: Any) -> Model:
+        """Read a model file; `overrides` change hyper-parameters, `env` lets it train on.
+
+        Callables the file only names (a network or loss of your own) have to be given again by keyword.
+
+        Raises:
+            FileNotFoundError, NotAModel: there is no such file, or it is no model of this algorithm.
+            ValueError: `env` has other spaces than the model.
+        """
+        header, arrays = read_model(path)
+        name = header.get("algorithm")
+        if name != cls.__name__:
+            raise NotAModel(f"{path} holds a {name} model: load it with {name}.load")
+        options = {k: overrides.pop(k) for k in ("seed", "verbose", "tensorboard_log") if k in overrides}
+        overrides.pop("custom_objects", None)
+        fields = network_fields(cls.algorithm.Config, overrides.pop("policy_kwargs", {}))
+        fields.update(cls._arguments((), overrides)[1])
+        counters = header["counters"]
+        model = cls(
+            header["policy"], None, device=device, seeds=counters["seeds"], **{**header["options"], **options}
+        )
+        stored = undescribe(model._config, header["config"], header["callables"], fields)
+        stored |= {k: undescribe_schedule(v) for k, v in header["schedules"].items()}
+        config, schedules = configured(model._config, {}, {**stored, **fields})
+        spec = Spec(_space(header["observation_space"]), _space(header["action_space"]))
+        template = jax.eval_shape(lambda: _initial_state(cls.algorithm, config, spec, counters["seeds"]))
+        model._set(
+            _config=config, _schedules=schedules, _spec=spec, _state=restored(template, arrays, str(path)),
+            num_timesteps=counters["num_timesteps"], _stop=counters["stop"],
+        )  # fmt: skip
+        if env is not None:
+            model.set_env(env)
+        return model
+
+    def get_parameters(self, seed_index: int = 0) -> dict[str, dict[str, np.ndarray]]:
+        """Copies of a seed's arrays by name: `{"policy": {...}, "policy.optimizer": {...}}`."""
+        arrays = named_arrays(self._seed_state(seed_index))
+        optimizer = {k: v for k, v in arrays.items() if k.startswith(".optimizer")}
+        return {"policy": {k: v for k, v in arrays.items() if k not in optimizer}, "policy.optimizer": optimizer}
+
+    def set_parameters(self, parameters: Any, exact_match: bool = True, device: str = "auto") -> None:
+        """Set every seed's arrays from `get_parameters`' result, or from a model file's path.
+
+        Raises:
+            NotAModel: a name or shape does not fit (with `exact_match`, also a missing name).
+        """
+        state = self._full_state()
+        if isinstance(parameters, Mapping):
+            current = {} if exact_match else named_arrays(jax.tree.map(lambda x: x[0], state))
+            given = {k: np.asarray(v) for part in parameters.values() for k, v in part.items()}
+            like = jax.tree.map(lambda x: x[0], state)
+            one = restored(like, {**current, **given}, "parameters")
+            new = jax.tree.map(lambda x: np.repeat(np.asarray(x)[None], self.num_seeds, axis=0), one)
+        else:
+            new = restored(state, read_model(parameters)[1], str(parameters))
+        self._put_state(new)
+
+    # -- environments ----------------------------------------------------------------------------
+
+    def set_env(self, env: Any, force_reset: bool = True) -> None:
+        """Train on another environment of the same spaces; what was learned is kept.
+
+        Raises:
+            ValueError: the spaces differ, and how.
+        """
+        state = self._full_state() if self._spec is not None else None
+        self._attach(env, 1, state)
+
+    def get_env(self) -> Any:
+        """The environments in training: a `DummyVecEnv`, a `gymnasium.vector` or a JAX environment."""
+        return self._env
+
+    def _attach(self, env: Any, n_envs: int, state: PyTree | None = None) -> None:
+        env = resolve_env(env, n_envs)
+        if self.seed is None:
+            # SB3 leaves a run without seed to chance; the number drawn is kept, so that it can be repeated.
+            given = getattr(env, "first_seed", None)
+            self._set(seed=int(np.random.SeedSequence().generate_state(1)[0] >> 1) if given is None else given)
+        jax_env = is_jax_env(env)
+        spec = env.spec if jax_env else _host_spec(env)
+        count = n_envs if jax_env else env.num_envs
+        self._check(spec, count)
+        agent = agent_of(self.algorithm)
+        with self._on_device():
+            if jax_env:
+                driver = FusedDriver(agent, env, self.seed, self.num_seeds, count, self.stats_window_size,
+                                     devices=jax.local_devices(backend=self._device.platform))  # fmt: skip
+            else:
+                driver = HostDriver(agent, host_envs(env, self.num_seeds), self.seed, self.stats_window_size)
+            driver.init(self._config)
+        self._set(_env=env, _driver=driver, _spec=spec, n_envs=count, _acting={})
+        if state is not None:
+            self._put_state(state)
+
+    def _check(self, spec: Spec, num_envs: int) -> None:
+        """Everything that can be known to fail before training."""
+        kind = spec.action.kind
+        if kind not in self.algorithm.ACTION_SPACES:
+            fit = [name for name, model in ALGORITHMS.items() if kind in model.algorithm.ACTION_SPACES]
+            raise ValueError(
+                f"{type(self).__name__} cannot choose actions from a {kind} space, only from"
+                f" {' or '.join(self.algorithm.ACTION_SPACES)}: use {' or '.join(fit) or 'another environment'}"
+            )
+        if self._spec is not None and self._spec != spec:
+            for name in ("observation", "action"):
+                ours, theirs = getattr(self._spec, name), getattr(spec, name)
+                if ours != theirs:
+                    raise ValueError(
+                        f"env's {name} space is {theirs.to_gymnasium()}, the model's {ours.to_gymnasium()}:"
+                        " give an environment of the same spaces, or train a new model"
+                    )
+        if self.policy_name == "CnnPolicy":
+            raise ValueError("policy='CnnPolicy' is not built yet: use 'MlpPolicy' with a features_extractor_class")
+        if spec.observation.kind == "dict" and self.policy_name == "MlpPolicy":
+            raise ValueError("policy='MlpPolicy' takes no Dict observations: use 'MultiInputPolicy'")
+        if num_envs * self.num_seeds > 1 and getattr(self._config, "episodes_per_update", None) is not None:
+            raise ValueError(
+                f"train_freq={self._config.train_freq} counts episodes, which works with one environment and one"
+                f" seed, not {num_envs} and {self.num_seeds}: give a number of steps"
+            )
+        for note in self._config.check(spec, num_envs):
+            warnings.warn(note, UserWarning, stacklevel=5)
+
+    # -- what was learned --------------------------------------------------------------------------
+
+    def _full_state(self) -> PyTree:
+        """`State` of every seed `[S, ...]`."""
+        return self._state if self._driver is None else self._driver.state
+
+    def _seed_state(self, seed_index: int) -> PyTree:
+        if self._driver is None:
+            return jax.tree.map(lambda x: x[seed_index], self._state)
+        return self._driver.seed_state(seed_index)
+
+    def _put_state(self, state: PyTree) -> None:
+        self._acting.clear()
+        if self._driver is None:
+            self._set(_state=state)
+        else:
+            with self._on_device():
+                self._driver.state = jax.tree.map(jnp.array, state)
+
+    @property
+    def logger(self) -> loggers.Logger:
+        """The logger of the last `learn`, or the one set."""
+        if self._logger is None:
+            self._set(_logger=self._make_logger(type(self).__name__, True))
+        return self._logger
+
+    def set_logger(self, logger: loggers.Logger) -> None:
+        """Log to this logger from now on."""
+        self._set(_logger=logger, _make_logger=lambda name, reset: logger)
+
+    @property
+    def observation_space(self) -> gymnasium.Space:
+        """The observations' space."""
+        return self._require_spec().observation.to_gymnasium()
+
+    @property
+    def action_space(self) -> gymnasium.Space:
+        """The actions' space."""
+        return self._require_spec().action.to_gymnasium()
+
+    @property
+    def device(self) -> jax.Device:
+        """Where the model lives."""
+        return self._device
+
+    @property
+    def policy(self) -> Policy:
+        """The acting part, with SB3's `predict`."""
+        return Policy(self)
+
+    def get_vec_normalize_env(self) -> None:
+        """No `VecNormalize` is in use."""
+        return None
+
+    # -- hyper-parameters as attributes --------------------------------------------------------------
+
+    def __getattr__(self, name: str) -> Any:
+        # Called only for what is not in the instance: hyper-parameters live in the config.
+        config = self.__dict__.get("_config")
+        if name.startswith("_") or config is None or name not in _field_names(type(config)):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        resolved, schedules = self._resolved()
+        return schedules[name] if name in self._schedules else getattr(resolved, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _field_names(self.algorithm.Config):
+            config, schedules = configured(self._config, self._schedules, {name: value})
+            self._set(_config=config, _schedules=schedules)
+            if self._spec is not None and self._driver is not None:
+                self._check(self._spec, self.n_envs)
+        else:
+            self._set(**{name: value})
+
+    def _resolved(self) -> tuple[Any, dict[str, Schedule]]:
+        """The config as it is at this moment of training, and the schedules."""
+        schedules = self._active_schedules()
+        left = 1.0 - min(self.num_timesteps / max(self._stop, 1), 1.0)
+        values = {name: float(schedule(left)) for name, schedule in schedules.items()}
+        return dataclasses.replace(self._config, **values), schedules
+
+    def _active_schedules(self) -> dict[str, Schedule]:
+        return {**self.algorithm.schedules(self._config), **self._schedules}
+
+    @property
+    def policy_name(self) -> str:
+        """The policy string given."""
+        return self.__dict__["_policy_name"]
+
+    def _require_spec(self) -> Spec:
+        if self._spec is None:
+            raise ValueError("this model has no environment yet: give one with set_env(env)")
+        return self._spec
+
+    def _base_seed(self) -> int:
+        return self.seed or 0
+
+    def _on_device(self) -> contextlib.AbstractContextManager:
+        return jax.default_device(self._device)
+
+    def _set(self, **values: Any) -> None:
+        if "policy" in values:
+            values["_policy_name"] = values.pop("policy")
+        self.__dict__.update(values)
+
+    @classmethod
+    def _arguments(cls, args: tuple, kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """`(options of the face, hyper-parameters)`; raises `TypeError` with the nearest name."""
+        names = list(inspect.signature(cls).parameters)[2:]
+        if len(args) > len(names):
+            raise TypeError(f"{cls.__name__} takes at most {len(names) + 2} positional arguments")
+        given = dict(zip(names, args, strict=False))
+        for name in kwargs:
+            if name in given:
+                raise TypeError(f"{cls.__name__} got multiple values for argument {name!r}")
+            if name not in names and name != "_init_setup_model":
+                near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+                hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(names)}"
+                raise TypeError(f"{cls.__name__} has no hyper-parameter {name!r}: {hint}")
+        given.update(kwargs)
+        given.pop("_init_setup_model", None)
+        options = {name: given.pop(name, default) for name, default in FACE_OPTIONS.items()}
+        return options, given
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.__signature__ = _signature(cls.algorithm.Config)
+        cls.__doc__ = f"{cls.__doc__}\n\n{_parameters_doc(cls.algorithm.Config)}"
+
+
+class Policy:
+    """A model's acting part: `model.policy.predict(obs)`."""
+
+    def __init__(self, model: Model):
+        self._model = model
+
+    def predict(self, observation: Any, *args: Any, **kwargs: Any) -> tuple[np.ndarray, Any]:
+        """As `Model.predict`."""
+        return self._model.predict(observation, *args, **kwargs)
+
+    @property
+    def parameters(self) -> PyTree:
+        """The first seed's acting parameters."""
+        return self._model._actor(0)
+
+    def __repr__(self) -> str:
+        return f"{self._model.policy_name}({self._model._actor(0)})"
+
+
+@functools.cache
+def _field_names(config_class: type) -> frozenset[str]:
+    return frozenset(field.name for field in dataclasses.fields(config_class))
+
+
+@functools.lru_cache(maxsize=64)
+def _acting_program(algorithm: ModuleType, config: Any, explore: bool) -> Any:
+    """`act` for `predict`, with a stream of its own: it never changes training."""
+
+    def act(actor, carry, observed, seed, count):
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.PRNGKey(seed), 0x9E37), count)
+        return algorithm.act(config, actor, carry, observed, key, explore)
+
+    return jax.jit(act)
+
+
+def _initial_state(algorithm: ModuleType, config: Any, spec: Spec, seeds: int) -> PyTree:
+    keys = jnp.stack([streams(0)[0]] * seeds)
+    return jax.vmap(lambda key: algorithm.init(config, spec, key))(keys)
+
+
+def _batched(space: Space, observation: Any) -> tuple[PyTree, int, bool]:
+    """`(observations [N, ...], N, whether it was a single one)`."""
+    rows = to_rows(space, observation)
+    shape, expected = jax.tree.leaves(rows)[0].shape, jax.tree.leaves(space.zeros())[0].shape
+    if shape == expected:
+        return jax.tree.map(lambda x: x[None], rows), 1, True
+    if shape[1:] == expected and len(shape) > len(expected):
+        return rows, shape[0], False
+    raise ValueError(
+        f"observation has shape {shape}, expected {expected} for one or {('N', *expected)} for a batch:"
+        " give observations of the model's observation_space"
+    )
+
+
+def _host_spec(env: Any) -> Spec:
+    if isinstance(env, gymnasium.vector.VectorEnv):
+        return Spec.from_gymnasium(env.single_observation_space, env.single_action_space)
+    return Spec.from_gymnasium(env.observation_space, env.action_space)
+
+
+def _known_policy(policy: Any) -> str:
+    known = ("MlpPolicy", "CnnPolicy", "MultiInputPolicy")
+    if policy not in known:
+        raise ValueError(f"policy={policy!r} is not known: choose from {', '.join(known)}")
+    return policy
+
+
+def _positive(name: str, value: Any) -> int:
+    if isinstance(value, bool) or int(value) != value or value < 1:
+        raise ValueError(f"{name}={value!r} has to be a whole number of at least 1")
+    return int(value)
+
+
+def _device(name: Any) -> jax.Device:
+    """A JAX device by SB3's words; a GPU that is not there falls back to the CPU, as SB3 does."""
+    if isinstance(name, jax.Device):
+        return name
+    if name == "auto":
+        return jax.local_devices()[0]
+    platform = {"cuda": "gpu"}.get(str(name).split(":")[0], str(name).split(":")[0])
+    if platform not in ("cpu", "gpu", "tpu"):
+        raise ValueError(f"device={name!r} is not known: choose 'auto', 'cpu', 'cuda' or 'tpu'")
+    try:
+        return jax.local_devices(backend=platform)[0]
+    except RuntimeError:
+        warnings.warn(f"device={name!r} was not found: the CPU is used", UserWarning, stacklevel=4)
+        return jax.local_devices(backend="cpu")[0]
+
+
+def _plain_space(space: Space) -> dict[str, Any]:
+    """A space in JSON's types; bounds that differ by element as lists."""
+    plain = {name: getattr(space, name) for name in ("kind", "shape", "dtype", "low", "high", "n", "start")}
+    for name, bound in zip(("low", "high"), space.bounds() if space.kind == "box" else (), strict=False):
+        if isinstance(plain[name], bytes):
+            plain[name] = bound.ravel().tolist()
+    return {**plain, "parts": [[name, _plain_space(part)] for name, part in space.parts]}
+
+
+def _space(plain: Mapping[str, Any]) -> Space:
+    def bound(value: Any) -> float | bytes:
+        return np.asarray(value, plain["dtype"]).tobytes() if isinstance(value, list) else float(value)
+
+    return Space(
+        plain["kind"], tuple(plain["shape"]), plain["dtype"], bound(plain["low"]), bound(plain["high"]),
+        tuple(plain["n"]), tuple(plain["start"]), tuple((name, _space(part)) for name, part in plain["parts"]),
+    )  # fmt: skip
+
+
+def _signature(config_class: type) -> inspect.Signature:
+    """SB3's order: policy, env, the hyper-parameters, what every face takes."""
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameters = [inspect.Parameter("policy", kind), inspect.Parameter("env", kind, default=None)]
+    for field in dataclasses.fields(config_class):
+        if field.name not in HIDDEN_FIELDS:
+            parameters.append(inspect.Parameter(field.name, kind, default=field.default))
+    parameters += [inspect.Parameter(name, kind, default=value) for name, value in FACE_OPTIONS.items()]
+    return inspect.Signature(parameters)
+
+
+def _parameters_doc(config_class: type) -> str:
+    """The comments beside the fields are the documentation: read, not repeated."""
+    lines = [line.strip() for line in inspect.getsource(config_class).splitlines()]
+    notes = {line.split(":")[0]: line.split("  # ")[1] for line in lines if "  # " in line}
+    names = [field.name for field in dataclasses.fields(config_class) if field.name not in HIDDEN_FIELDS]
+    described = "\n".join(f"    {name}: {notes[name]}." for name in names if name in notes)
+    return f"Hyper-parameters:\n{described}"
+
+
+class DQN(Model):
+    """Deep Q-learning (Mnih et al., 2015): `DQN("MlpPolicy", env).learn(total_timesteps)`."""
+
+    algorithm, log_interval, log_episodes = dqn, 4, True
+
+
+class PPO(Model):
+    """Proximal policy optimisation (Schulman et al., 2017): `PPO("MlpPolicy", env).learn(total_timesteps)`."""
+
+    algorithm, log_interval, log_episodes = ppo, 1, False
+
+
+ALGORITHMS: dict[str, type[Model]] = {"DQN": DQN, "PPO": PPO}

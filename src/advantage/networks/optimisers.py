@@ -1,0 +1,94 @@
+"""Optimisers as functions of the learning rate, under the names SB3 users write."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Bool, Float, PyTree
+
+from advantage.equations.objectives import clip_by_global_norm
+from advantage.equations.returns import Scalar
+
+Optimizer = Callable[[Scalar], optax.GradientTransformation]
+
+# torch's names and defaults where they differ from optax's.
+KNOWN = {
+    "adam": (optax.adam, {"eps": 1e-8}),
+    "adamw": (optax.adamw, {"weight_decay": 1e-2}),
+    "rmsprop": (optax.rmsprop, {"decay": 0.99, "eps": 1e-8}),
+    "sgd": (optax.sgd, {}),
+}
+TORCH_WORDS = {"alpha": "decay"}
+
+
+def adam(learning_rate: Scalar) -> optax.GradientTransformation:
+    """Adam with torch's epsilon of 1e-8 (Kingma & Ba, 2015; https://arxiv.org/abs/1412.6980)."""
+    return optax.adam(learning_rate, eps=1e-8)
+
+
+def adam_ppo(learning_rate: Scalar) -> optax.GradientTransformation:
+    """Adam with the epsilon of 1e-5 that on-policy implementations use."""
+    return optax.adam(learning_rate, eps=1e-5)
+
+
+@functools.cache
+def named(name: str, options: tuple[tuple[str, object], ...] = ()) -> Optimizer:
+    """An optimiser by its torch or optax name, with torch's or optax's options.
+
+    Cached, so that equal choices are one object and share compiled programs; its `label` goes into
+    model files.
+
+    Raises:
+        ValueError: no such optimiser, or it has no such option.
+    """
+    if name not in KNOWN:
+        raise ValueError(f"optimizer_class {name!r} is not known: choose from {sorted(KNOWN)}, or give a function")
+    make, defaults = KNOWN[name]
+    kwargs = {**defaults, **{TORCH_WORDS.get(key, key): value for key, value in options}}
+    if "betas" in kwargs:
+        kwargs["b1"], kwargs["b2"] = kwargs.pop("betas")
+    if name != "adamw" and not kwargs.get("weight_decay", True):
+        del kwargs["weight_decay"]  # torch's default of none, written out
+
+    def optimizer(learning_rate: Scalar) -> optax.GradientTransformation:
+        return make(learning_rate, **kwargs)
+
+    try:
+        optimizer(1e-3)
+    except TypeError as error:
+        raise ValueError(f"optimizer_kwargs {dict(options)} do not fit {name}: {error}") from None
+    optimizer.label = ("optimizer", name, options)
+    return optimizer
+
+
+def init(optimizer: Optimizer, network: PyTree) -> PyTree:
+    """An optimiser's state for `descend`."""
+    return optimizer(0.0).init(ravel_pytree(network)[0])
+
+
+def descend(
+    optimizer: Optimizer,
+    learning_rate: Scalar,
+    max_grad_norm: Scalar,
+    network: PyTree,
+    gradients: PyTree,
+    state: PyTree,
+    wanted: Bool[Array, ""] | bool = True,
+) -> tuple[PyTree, PyTree, Bool[Array, ""]]:
+    """One clipped step downhill: `(network, state, applied)`; not `wanted` or not finite: the identity.
+
+    Parameters pass the optimiser as one vector `[P]`: a handful of kernels instead of a handful for each
+    layer, which compiles 0.6 s faster and runs 5% faster for two layers of 64.
+    """
+    flat, unravel = ravel_pytree(network)
+    gradient, norm = clip_by_global_norm(ravel_pytree(gradients)[0], max_grad_norm)
+    updates, new_state = optimizer(learning_rate).update(gradient, state, flat)
+    applied = jnp.isfinite(norm) & wanted
+
+    def keep(new: Float[Array, "..."], old: Float[Array, "..."]) -> Float[Array, "..."]:
+        return jnp.where(applied, new, old)
+
+    return unravel(keep(flat + updates, flat)), jax.tree.map(keep, new_state, state), applied

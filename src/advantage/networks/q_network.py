@@ -1,0 +1,42 @@
+"""Action-value network of the value-based family."""
+
+import equinox as eqx
+import jax
+from jaxtyping import Array, Float, PyTree
+
+from advantage.equations.distributions import Key
+from advantage.networks.features import Flatten
+from advantage.networks.mlp import MLP, Activation, Linear, dense_networks
+from advantage.types import Spec
+
+
+class QNetwork(eqx.Module):
+    """`Q(s, .)` `[*batch, actions]`."""
+
+    features: Flatten | eqx.Module
+    hidden: MLP
+    head: Linear
+
+    def __call__(self, obs: PyTree) -> Float[Array, "*batch A"]:
+        return self.head(self.hidden(self.features(obs)))
+
+
+def q_network(
+    spec: Spec,
+    key: Key,
+    *,
+    net_arch: tuple[int, ...] = (64, 64),
+    activation: Activation = jax.nn.relu,
+    features: eqx.Module | None = None,
+) -> QNetwork:
+    """SB3's Q-network: ReLU layers from torch's default initialisation.
+
+    `features` replaces the flattening of observations: a module with `size` that maps `[*batch, ...]`
+    to `[*batch, size]`.
+    """
+    features = Flatten(spec.observation) if features is None else features
+    width = (features.size, *net_arch)[-1]
+    (hidden,), (head,) = dense_networks(
+        key, [(features.size, net_arch)], [(width, spec.action.n[0], 1.0)], activation, ortho_init=False
+    )
+    return QNetwork(features, hidden, head)

@@ -1,0 +1,1 @@
+"""Training services around the drivers: the loop, logs, progress, callbacks, evaluation, files."""

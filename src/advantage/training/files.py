@@ -1,0 +1,144 @@
+"""The model file: a zip of `model.json` and `arrays.safetensors`. It holds numbers and names, never code.
+
+Written to a temporary name, fsynced and renamed, so that a crash leaves the old file or the new one.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pathlib
+import tempfile
+import zipfile
+from typing import IO, Any
+
+import jax
+import numpy as np
+import safetensors.numpy
+from jaxtyping import PyTree
+
+FORMAT = 1
+Target = str | os.PathLike | IO[bytes]
+
+
+class NotAModel(ValueError):
+    """The file is no model file, is damaged, or does not fit what was asked for."""
+
+
+def write_model(target: Target, header: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+    """Write a model file to a path (`.zip` is added where there is no suffix) or an open binary file.
+
+    Raises:
+        OSError: the folder cannot be made or written; nothing that was there is lost.
+    """
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("model.json", json.dumps({"format": FORMAT, **header}, indent=1))
+        archive.writestr("arrays.safetensors", safetensors.numpy.save(arrays))
+    if hasattr(target, "write"):
+        target.write(buffer.getvalue())
+        return
+    path = with_suffix(target)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _replace(path, buffer.getvalue())
+    except OSError as error:
+        raise type(error)(
+            f"cannot write the model to {path}: {error.strerror or error}; choose another path, the model is"
+            " still in memory"
+        ) from error
+
+
+def read_model(source: Target) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """`(header, arrays)` of a model file. Nothing in the file is ever executed.
+
+    Raises:
+        FileNotFoundError: there is no such file (with and without `.zip`).
+        NotAModel: it is not a model file, is cut short, or comes from a newer release.
+    """
+    name = "the open file" if hasattr(source, "read") else str(source)
+    try:
+        with zipfile.ZipFile(source if hasattr(source, "read") else _existing(source)) as archive:
+            header = json.loads(archive.read("model.json"))
+            packed = archive.read("arrays.safetensors")
+        arrays = safetensors.numpy.load(packed)
+    except FileNotFoundError:
+        raise
+    except KeyError as error:
+        raise NotAModel(
+            f"{name} is a zip file but not an advantage model: {error.args[0]} (a file of"
+            " Stable-Baselines3 cannot be loaded; train the model anew)"
+        ) from None
+    except Exception as error:
+        # zipfile, json and safetensors each raise their own kinds on damage: the user needs one message.
+        raise NotAModel(f"{name} is not an advantage model or is damaged ({type(error).__name__}: {error})") from None
+    if not isinstance(header, dict) or not isinstance(header.get("format"), int):
+        raise NotAModel(f"{name} is not an advantage model: its header has no format number")
+    if header["format"] > FORMAT:
+        raise NotAModel(
+            f"{name} was written by a newer release (format {header['format']}, this one reads up to"
+            f" {FORMAT}): pip install --upgrade advantage"
+        )
+    return header, arrays
+
+
+def with_suffix(path: str | os.PathLike) -> pathlib.Path:
+    """The path with `.zip`, unless it has a suffix of its own."""
+    path = pathlib.Path(path)
+    return path if path.suffix else path.with_name(path.name + ".zip")
+
+
+def named_arrays(tree: PyTree) -> dict[str, np.ndarray]:
+    """A tree's arrays by their path, such as `.network.actor.head.weight`."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path): np.array(x) for path, x in leaves}
+
+
+def restored(like: PyTree, arrays: dict[str, np.ndarray], what: str) -> PyTree:
+    """A tree of `like`'s structure with the arrays of those names.
+
+    Raises:
+        NotAModel: a name is missing, or has another shape or dtype than `like` expects.
+    """
+    leaves, structure = jax.tree_util.tree_flatten_with_path(like)
+    values = []
+    for path, expected in leaves:
+        name = jax.tree_util.keystr(path)
+        value = arrays.get(name)
+        if value is None:
+            raise NotAModel(f"{what} has no array {name!r}: it belongs to another network or algorithm")
+        if value.shape != expected.shape or value.dtype != expected.dtype:
+            raise NotAModel(
+                f"{what}: array {name!r} has shape {value.shape} and dtype {value.dtype}, expected"
+                f" {expected.shape} and {expected.dtype}"
+            )
+        values.append(value)
+    return jax.tree.unflatten(structure, values)
+
+
+def _existing(path: str | os.PathLike) -> pathlib.Path:
+    for candidate in (pathlib.Path(path), pathlib.Path(f"{os.fspath(path)}.zip")):
+        if candidate.is_file():
+            return candidate
+    raise FileNotFoundError(f"no model file at {path} (nor with .zip): check the path")
+
+
+def _replace(path: pathlib.Path, data: bytes) -> None:
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

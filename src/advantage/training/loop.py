@@ -1,0 +1,221 @@
+"""The training loop: it consumes a driver's reports and serves callbacks, logs, progress and Ctrl-C."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from advantage.drivers.common import Report
+from advantage.training.callbacks import BaseCallback
+from advantage.training.interrupt import Interrupt
+from advantage.training.loggers import Logger
+from advantage.training.progress import LiveProgress
+from advantage.types import NONFINITE
+
+PROGRESS_SECONDS = 0.25
+
+
+class TrainingFailure(RuntimeError):
+    """Training cannot go on; the model is as after its last good update."""
+
+
+@dataclasses.dataclass
+class Run:
+    """One call of `learn`.
+
+    Attributes:
+        model: what callbacks see; its `num_timesteps` is kept up to date.
+        driver: makes the reports.
+        start, stop: environment steps of each seed, before and after.
+        callback: called at SB3's events.
+        logger: where values go every `log_interval`.
+        log_interval: updates between logs, or finished episodes where `log_episodes`.
+        logged: config field to log key, for scheduled and constant fields alike.
+    """
+
+    model: Any
+    driver: Any
+    config: Any
+    schedules: Mapping[str, Callable[[float], float]]
+    start: int
+    stop: int
+    callback: BaseCallback
+    logger: Logger
+    log_interval: int | None
+    log_episodes: bool
+    logged: Mapping[str, str]
+    progress: LiveProgress
+
+
+def train(run: Run) -> None:
+    """Train to `run.stop`, or until a callback or Ctrl-C stops it.
+
+    Raises:
+        KeyboardInterrupt: after Ctrl-C, once the model is in a usable state.
+        TrainingFailure: a gradient was NaN or infinite.
+        EnvironmentFailure: an environment failed.
+    """
+    log = _Log(run)
+    run.callback.on_training_start(_Locals(run, None), {})
+    with Interrupt() as interrupt, run.progress as progress:
+        progress.phase("compiling")
+        try:
+            for report in _reports(run, interrupt):
+                run.model.num_timesteps = report.steps
+                log.add(report)
+                _check_finite(report)
+                if interrupt.requested:
+                    break
+        finally:
+            run.callback.on_training_end()
+    if interrupt.requested:
+        raise KeyboardInterrupt(f"stopped at {run.model.num_timesteps:,} steps; the model can go on, predict and save")
+
+
+def _reports(run: Run, interrupt: Interrupt) -> Iterator[Report]:
+    """The driver's reports, with callbacks at every step (host) or after every segment (fused)."""
+    host = hasattr(run.driver, "envs")
+    hook = _Hook(run, interrupt) if host else None
+    for report in run.driver.run(run.config, run.schedules, run.start, run.stop, hook):
+        yield report
+        if not host:
+            run.callback.on_rollout_start()
+            run.callback.update_locals(_Locals(run, None))
+            go_on = run.callback.on_step()
+            run.callback.on_rollout_end()
+            if not go_on:
+                return
+
+
+class _Hook:
+    """Called by the host driver after each vector step."""
+
+    def __init__(self, run: Run, interrupt: Interrupt):
+        self.run, self.interrupt, self.begun = run, interrupt, False
+
+    def __call__(self, step: Any) -> bool:
+        run, callback = self.run, self.run.callback
+        if not self.begun:
+            callback.on_rollout_start()
+            self.begun = True
+        run.model.num_timesteps = step.steps
+        callback.update_locals(_Locals(run, step))
+        go_on = callback.on_step()
+        if step.last:
+            callback.on_rollout_end()
+            self.begun = False
+        return go_on and not self.interrupt.requested
+
+
+class _Locals(Mapping):
+    """What SB3's loops hold in `locals`, computed when read. With several seeds arrays are `[S, N, ...]`."""
+
+    KEYS = ("self", "env", "callback", "obs_tensor", "actions", "rewards", "dones", "new_obs", "infos", "total_timesteps")
+
+    def __init__(self, run: Run, step: Any):
+        self._run, self._step = run, step
+
+    def __getitem__(self, key: str) -> Any:
+        run, step = self._run, self._step
+        always = {"self": run.model, "callback": run.callback, "total_timesteps": run.stop}
+        if key in always:
+            return always[key]
+        if key == "env":
+            return run.model.get_env()
+        if step is None or key not in self.KEYS:
+            raise KeyError(key)
+        if key == "infos":
+            return getattr(run.driver.envs, "infos", [])
+        after = step.time_step
+        value = {
+            "obs_tensor": lambda: step.observed.obs,
+            "actions": lambda: step.action,
+            "rewards": lambda: after.reward,
+            "dones": lambda: after.terminated | after.truncated,
+            "new_obs": lambda: after.observed.obs,
+        }[key]()
+        return value[0] if run.driver.num_seeds == 1 and isinstance(value, np.ndarray) else value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.KEYS if self._step is not None else ("self", "env", "callback", "total_timesteps"))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+class _Log:
+    """Turns reports into progress and into rows of the log, each at its own pace."""
+
+    def __init__(self, run: Run):
+        self.run = run
+        self.began = self.shown = time.perf_counter()
+        self.updates = self.logged_at = 0
+        self.episodes = self._episodes() if run.log_episodes else 0
+
+    def add(self, report: Report) -> None:
+        """Count a report; log and redraw where that is due."""
+        run = self.run
+        self.updates += report.updates
+        now = time.perf_counter()
+        if now - self.shown >= PROGRESS_SECONDS or report.steps >= run.stop:
+            self.shown = now
+            run.progress.update(
+                report.steps - run.start, self._mean(0), self._fps(report.steps), run.driver.num_seeds
+            )
+        if run.log_interval is None:
+            return
+        count = self._episodes() - self.episodes if run.log_episodes else self.updates
+        if count - self.logged_at >= run.log_interval:
+            self.logged_at = count
+            self._write(report)
+
+    def _write(self, report: Report) -> None:
+        run, logger = self.run, self.run.logger
+        for key, value in (("rollout/ep_rew_mean", self._mean(0)), ("rollout/ep_len_mean", self._mean(1))):
+            if value is not None:
+                logger.record(key, value)
+        logger.record("time/fps", int(self._fps(report.steps)))
+        if run.log_episodes:
+            logger.record("time/episodes", self._episodes(), exclude="tensorboard")
+        else:
+            logger.record("time/iterations", self.updates, exclude="tensorboard")
+        logger.record("time/time_elapsed", int(time.perf_counter() - self.began), exclude="tensorboard")
+        logger.record("time/total_timesteps", report.steps, exclude="tensorboard")
+        left = 1.0 - min(report.steps / max(run.stop, 1), 1.0)
+        for field, key in run.logged.items():
+            value = run.schedules[field](left) if field in run.schedules else getattr(run.config, field)
+            if value is not None:
+                logger.record(key, float(value))
+        for key, value in report.metrics.items():
+            value = float(np.mean(np.asarray(value, np.float64)))
+            # NaN: nothing was learned in this update. The guard's own count is no result.
+            if key != NONFINITE and not np.isnan(value):
+                logger.record(key, value)
+        logger.dump(report.steps)
+
+    def _mean(self, column: int) -> float | None:
+        """Mean return (0) or length (1) of each seed's last episodes, over seeds."""
+        recent = [run[column] for run in map(self.run.driver.recent, range(self.run.driver.num_seeds))]
+        means = [x.mean() for x in recent if len(x)]
+        return float(np.mean(means)) if means else None
+
+    def _episodes(self) -> int:
+        return self.run.driver.episodes()
+
+    def _fps(self, steps: int) -> float:
+        seconds = max(time.perf_counter() - self.began, 1e-9)
+        return (steps - self.run.start) * self.run.driver.num_seeds / seconds
+
+
+def _check_finite(report: Report) -> None:
+    skipped = np.asarray(report.metrics.get(NONFINITE, 0.0))
+    if np.any(skipped > 0):
+        seeds = np.flatnonzero(np.atleast_1d(skipped) > 0).tolist()
+        raise TrainingFailure(
+            f"a gradient of seed index {seeds} was NaN or infinite before step {report.steps:,}: that gradient step"
+            " was left out and the model is as before it; lower learning_rate, or scale rewards and observations"
+        )

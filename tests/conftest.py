@@ -1,0 +1,75 @@
+"""How every test runs: on one CPU device, shapes and types checked, no silent broadcasting.
+
+All variables below are defaults: set one outside to override it (`JAX_PLATFORMS=cuda pytest ...`). A test
+that needs several devices starts a subprocess with its own `JAX_NUM_CPU_DEVICES`.
+"""
+
+import os
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# Before JAX is imported, which reads its variables once; subprocesses of tests inherit them.
+ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",
+    # One device and one thread for each pytest worker: two workers share two cores.
+    "JAX_NUM_CPU_DEVICES": "1",
+    "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false",
+    "NPROC": "1",  # the size of XLA's own thread pool
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    # Workers and subprocesses compile the same programs: compile each once.
+    "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
+    # No windows.
+    "MPLBACKEND": "Agg",
+    "SDL_VIDEODRIVER": "dummy",
+    "PYGAME_HIDE_SUPPORT_PROMPT": "1",
+}
+for name, value in ENVIRONMENT.items():
+    os.environ.setdefault(name, value)
+
+import hypothesis  # noqa: E402
+import jax  # noqa: E402
+import jaxtyping  # noqa: E402
+
+assert "advantage" not in sys.modules, "advantage was imported before its type checks were switched on"
+jaxtyping.install_import_hook("advantage", "beartype.beartype")
+
+hypothesis.settings.register_profile(
+    "advantage",
+    deadline=None,  # the first example compiles
+    derandomize=True,
+    database=None,
+    # `strict` and `rank_promotion` need no reset between two examples.
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("advantage")
+
+
+def pytest_report_header() -> str:
+    """The versions that decide about numbers."""
+    packages = ("jax", "jaxlib", "equinox", "optax", "gymnasium", "numpy")
+    versions = ", ".join(f"{package} {metadata.version(package)}" for package in packages)
+    return f"{versions}; JAX on {os.environ['JAX_PLATFORMS']}"
+
+
+@pytest.fixture(autouse=True)
+def rank_promotion():
+    """`[B]` against `[B, 1]` is an error and not `[B, B]`, in the library and in what it calls."""
+    with jax.numpy_rank_promotion("raise"):
+        yield
+
+
+@pytest.fixture
+def strict():
+    """No implicit promotion of dtypes either: for our own functions (optax itself would raise).
+
+    For a whole file: `pytestmark = pytest.mark.usefixtures("strict")`.
+    """
+    with jax.numpy_dtype_promotion("strict"):
+        yield
