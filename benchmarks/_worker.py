@@ -63,8 +63,9 @@ def main(library: str, run: str) -> dict[str, Any]:
     else:
         result = measure_training(library, jobs.RUNS[run])
     # Linux counts kilobytes, macOS bytes.
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024.0**2 if sys.platform == "darwin" else 1024.0)
-    return {"library": library, "run": run, **result, "peak_mb": round(peak, 1), "versions": versions(library)}
+    unit = 1024.0**2 if sys.platform == "darwin" else 1024.0
+    peak = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)
+    return {"library": library, "run": run, **result, "peak_mb": peak, "versions": versions(library)}
 
 
 def versions(library: str) -> dict[str, str]:

@@ -34,7 +34,7 @@ class Run(NamedTuple):
         seeds: agents trained at once, in one process (ours only).
         vectorised: give the environments as one natively vectorised `gymnasium.vector` env (ours only).
         progress_bar: show live progress while training.
-        terminal: let the child believe that its stderr is a terminal, so that progress is drawn as for a user.
+        terminal: the child's stderr is a terminal, so that progress is drawn as for a user.
         cores: the child is pinned to this many.
     """
 
@@ -56,9 +56,9 @@ PPO = {"n_steps": 256, "batch_size": 256, "n_epochs": 10}
 # SB3's defaults; this one is named because SBX's default differs.
 DQN = {"target_update_interval": 10_000}
 
-# SB3 takes 10 to 20 s for the timed part. In `fused` runs a step's cost doesn't depend on the policy (a reset is computed at every
-# step), so they may be longer, to be measurable; runs on Gymnasium take as many steps as SB3's, since
-# episodes grow longer, and resets rarer, as the agents learn.
+# SB3 takes 10 to 20 s for the timed part. In `fused` runs a step's cost doesn't depend on the policy (a reset
+# is computed at every step), so they may be longer, to be measurable; runs on Gymnasium take as many steps as
+# SB3's, since episodes grow longer, and resets rarer, as the agents learn.
 _PPO = Run("PPO", GYM, 8, PPO, warmup=4_096, steps=40_960)
 _PPO_FUSED = _PPO._replace(env=FUSED, steps=204_800)
 _DQN = Run("DQN", GYM, 1, DQN, warmup=1_000, steps=16_000)
@@ -115,7 +115,7 @@ def _faster(job: str, peer: str, peer_run: str, target: float | None, clock: str
     return [
         Check(
             job,
-            f"{job}: {kind} time of {peer.upper()} / ours",
+            f"{job}: {kind.replace('cpu', 'CPU')} time of {peer.upper()} / ours",
             Value(peer, peer_run, f"{kind}_per_step"),
             Value("ours", job, f"{kind}_per_step"),
             ">=",
@@ -151,7 +151,8 @@ CHECKS: list[Check] = [
     _alone("compile", "compile: SBX's DQN, CPU-seconds", Value("sbx", "dqn-gym", "compile_cpu"), None),
     _ratio("compile", "compile: PPO, n_epochs 40 / 10", Value("ours", "ppo-gym-40epochs", "compile_cpu"),
            Value("ours", "ppo-gym", "compile_cpu"), 1.2),
-    _ratio("compile", "compile: DQN, gradient_steps 64 / 1", Value("ours", "dqn-gym-64gradients", "compile_cpu"),
+    _ratio("compile", "compile: DQN, gradient_steps 64 / 1",
+           Value("ours", "dqn-gym-64gradients", "compile_cpu"),
            Value("ours", "dqn-gym", "compile_cpu"), 1.2),
     _ratio("import", "import: advantage and PPO / jax, CPU time", Value("ours", "import", "cpu"),
            Value("jax", "import", "cpu"), 1.2),
@@ -161,7 +162,7 @@ CHECKS: list[Check] = [
            Value("sb3", "import", "cpu"), None),
     _ratio("import", "import: advantage and PPO / SBX and PPO, CPU time", Value("ours", "import", "cpu"),
            Value("sbx", "import", "cpu"), None),
-    _alone("import", "import: `import advantage` alone, seconds", Value("ours", "import", "package_wall"), None),
+    _alone("import", "import: `import advantage`, seconds", Value("ours", "import", "package_wall"), None),
     _alone("import", "import: `advantage --help`, seconds", Value("ours", "help", "wall"), None),
     _ratio("memory", "memory: peak of PPO, ours / SB3", Value("ours", "ppo-gym", "peak_mb"),
            Value("sb3", "ppo-gym", "peak_mb"), 0.9),

@@ -1,14 +1,14 @@
 """Learning curves beside Stable-Baselines3's, with the same settings and protocol.
 
-    python benchmarks/learning.py [--job NAME ...] [--seeds 5]   # trains; lines into results/learning.jsonl
-    python benchmarks/learning.py --report                       # results/learning.md and a picture per job
-    python benchmarks/learning.py --copy-sb3 FILE                # SB3's lines of our jobs into results/sb3.jsonl
+    python benchmarks/learning.py [--job NAME ...] [--seeds 5]  # trains; lines into learning.jsonl
+    python benchmarks/learning.py --report                      # learning.md and a picture per job
+    python benchmarks/learning.py --copy-sb3 FILE               # SB3's lines of our jobs into sb3.jsonl
 
-Protocol: ten evenly spaced evaluations, at `steps * (k + 1) / 10` environment steps; each is 20 whole episodes
-of the deterministic policy, episode i on a fresh `gymnasium.make(env)` reset with seed 10_000 + i. `final` is
-one more, after the last update. Settings: `LEARNING` in `jobs.py`. All seeds of a job train at once, in one
-process (`seeds=K`), on environments from Gymnasium; `seconds` is the training of all of them together, without
-the evaluations. A line of `learning.jsonl` is one seed, in the shape of SB3's lines.
+Protocol: ten evenly spaced evaluations, at `steps * (k + 1) / 10` environment steps; each is 20 whole
+episodes of the deterministic policy, episode i on a fresh `gymnasium.make(env)` reset with seed 10_000 + i.
+`final` is one more, after the last update. Settings: `LEARNING` in `jobs.py`. All seeds of a job train at
+once, in one process (`seeds=K`), on environments from Gymnasium; `seconds` is the training of all of them
+together, without the evaluations. A line of `learning.jsonl` is one seed, in the shape of SB3's lines.
 """
 
 from __future__ import annotations
@@ -31,12 +31,20 @@ Line = dict[str, Any]
 
 def main() -> None:
     """Train, copy or report, as the command line says."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--job", action="append", choices=list(jobs.LEARNING), help="only this; may be repeated")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--job", action="append", choices=list(jobs.LEARNING), help="only this; may be repeated"
+    )
     parser.add_argument("--seeds", type=int, default=5, help="agents trained at once (5)")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
-    parser.add_argument("--report", action="store_true", help="no training: tables and pictures from the results")
-    parser.add_argument("--copy-sb3", type=Path, metavar="FILE", help="no training: take SB3's lines from this file")
+    parser.add_argument(
+        "--report", action="store_true", help="no training: tables and pictures from the results"
+    )
+    parser.add_argument(
+        "--copy-sb3", type=Path, metavar="FILE", help="no training: take SB3's lines from this file"
+    )
     options = parser.parse_args()
     options.results.mkdir(parents=True, exist_ok=True)
     chosen = options.job or list(jobs.LEARNING)
@@ -65,12 +73,13 @@ def train(name: str, seeds: int, steps: int | None = None) -> list[Line]:
     model.learn(steps, callback=evaluations)
     seconds = evaluations.stop_clock()
     final = [evaluate(model, job.env, index) for index in range(seeds)]
-    versions = {package: importlib.metadata.version(package) for package in ("jax", "equinox", "gymnasium")}
+    versions = {"advantage": advantage.__version__}
+    versions |= {package: importlib.metadata.version(package) for package in ("jax", "equinox", "gymnasium")}
     lines = [
         {
             "job": name, "algo": job.algorithm, "env": job.env, "seed": index, "n_envs": job.n_envs,
-            "at": evaluations.at, "returns": [row[index] for row in evaluations.returns], "final": final[index],
-            "seconds": round(seconds, 1), "trained_together": seeds, "advantage": advantage.__version__, **versions,
+            "at": evaluations.at, "returns": [row[index] for row in evaluations.returns],
+            "final": final[index], "seconds": round(seconds, 1), "trained_together": seeds, **versions,
         }
         for index in range(seeds)
     ]  # fmt: skip
@@ -173,9 +182,9 @@ def report(folder: Path) -> None:
     parts = [
         "# Learning, beside Stable-Baselines3\n\n"
         "`python benchmarks/learning.py`, then `--report`; protocol in the head of that file, settings in "
-        "`benchmarks/jobs.py`. Interquartile means over seeds with 95 % bootstrap intervals in brackets; with "
-        "5 seeds or fewer such intervals are a hint. SB3's lines (`sb3.jsonl`) were made by the same protocol at "
-        "another time.\n"
+        "`benchmarks/jobs.py`. Interquartile means over seeds with 95 % bootstrap intervals in brackets; "
+        "with 5 seeds or fewer such intervals are a hint. SB3's lines (`sb3.jsonl`) were made by the same "
+        "protocol at another time.\n"
     ]
     for name, job in jobs.LEARNING.items():
         groups = {
@@ -188,7 +197,9 @@ def report(folder: Path) -> None:
         picture = f"learning-{name}.png"
         reference = None if job.solved is None else {"solved": job.solved}
         title = f"{job.algorithm} on {job.env} ({name})"
-        learning_curve({label: curve(lines) for label, lines in groups.items()}, folder / picture, title, reference)
+        learning_curve(
+            {label: curve(lines) for label, lines in groups.items()}, folder / picture, title, reference
+        )
         parts.append(section(name, job, groups, picture))
     (folder / "learning.md").write_text("\n".join(parts), encoding="utf-8")
     print("\n".join(parts))
@@ -214,8 +225,8 @@ def section(name: str, job: jobs.Learning, groups: dict[str, list[Line]], pictur
         rows.append(f"| {measure} | {' | '.join(cells)} |")
     first = groups["advantage"][0]
     note = (
-        f"Training took {first['seconds']:.0f} s of wall time for all {first['trained_together']} seeds together "
-        f"(advantage {first['advantage']}, jax {first['jax']}, gymnasium {first['gymnasium']})."
+        f"Training took {first['seconds']:.0f} s of wall time for all {first['trained_together']} seeds "
+        f"together (advantage {first['advantage']}, jax {first['jax']}, gymnasium {first['gymnasium']})."
     )
     table = "\n".join(rows)
     return f"## {name}\n\n{table}\n\n{note}\n\n![{job.algorithm} on {job.env}, learning curves]({picture})\n"

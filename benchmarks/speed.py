@@ -1,18 +1,19 @@
 """Speed beside Stable-Baselines3 and SBX: the same jobs, one process each, in turns.
 
-    python benchmarks/speed.py                          # all jobs, three rounds: about half an hour
-    python benchmarks/speed.py --job ppo-gym --rounds 1 # one job; results go to .bench/, not to the repository
+    python benchmarks/speed.py                          # all jobs, three rounds: about 15 minutes
+    python benchmarks/speed.py --job ppo-gym --rounds 1 # one job; its results go to .bench/
 
 Peers cannot live in our environment: they get their own under `.bench/` on first use, unless told where they
-are (`--python-sb3`, `--python-sbx`). On Linux, pip takes torch with CUDA by default; the smaller one is had by
-`PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu`.
+are (`--python-sb3`, `--python-sbx`). On Linux, pip takes torch with CUDA by default; the smaller one is had
+by `PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu`.
 
-Protocol. Each measurement is one child process (`_worker.py`), pinned to one core (jobs "8seeds" that say so:
-two), with torch and XLA on what it is pinned to and JAX's persistent cache off. `learn` is called three times,
-the last two with `reset_num_timesteps=False`: the first compiles, the second settles, the third is timed; the
-same for all libraries. CPU-seconds and system, all threads) are what we compare, since other work on the machine changes them less than wall time,
-which is given too. The children take turns, A B C A B C, and a ratio is formed within its round; the table has
-the median of the rounds and, as the range, the lowest and highest.
+Protocol. Each measurement is one child process (`_worker.py`), pinned to one core (`ppo-fused-8seeds`: two),
+with torch and XLA on what it is pinned to and JAX's persistent cache off. `learn` is called three times, the
+last two with `reset_num_timesteps=False`: the first compiles, the second settles, the third is timed; the
+same for all libraries. CPU-seconds (user and system, all threads) are what we compare, since other work on
+the machine changes them less than wall time, which is given too. The children take turns, A B C A B C, and
+a ratio is formed within its round; the table has the median of the rounds and, as the range, the lowest and
+highest.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ PEERS = {
     "sbx": ("torch==2.13.0", "stable-baselines3==2.9.2", "gymnasium==1.4.0", "numpy==2.4.6",
             "sbx-rl==0.28.0", "jax==0.10.2", "jaxlib==0.10.2", "flax==0.12.8", "optax==0.2.8"),
 }  # fmt: skip
-TIMEOUT = 900
+TIMEOUT = 300
+PATH_OPTIONS = ("--python-", "--out")
 
 Child = tuple[str, str]
 """`(library, run)`."""
@@ -52,8 +54,8 @@ def main() -> int:
     options = arguments()
     checks = [check for check in jobs.CHECKS if check.job in options.job]
     children = list(dict.fromkeys((v.library, v.run) for c in checks for v in (c.top, c.bottom) if v))
-    pythons = {library: python_of(library, options) for library in dict.fromkeys(library for library, _ in children)}
-    before, date = os.getloadavg(), datetime.datetime.now(datetime.timezone.utc)
+    pythons = {library: python_of(library, options) for library in dict(children)}
+    before, date = os.getloadavg(), datetime.datetime.now(datetime.UTC)
     rounds = []
     for number in range(options.rounds):
         results = {}
@@ -75,7 +77,9 @@ def main() -> int:
 
 def arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--job", action="append", choices=jobs.JOBS, help="only this one; may be repeated")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, help="folder of the results")
@@ -90,10 +94,15 @@ def arguments() -> argparse.Namespace:
 
 def command() -> str:
     """How this was called, without the paths of this machine."""
-    words = ["python", "benchmarks/speed.py", *sys.argv[1:]]
-    return " ".join("PATH" if before.startswith(("--python-", "--out")) and "=" not in before
-                    else f"{word.split('=')[0]}=PATH" if word.startswith(("--python-", "--out")) and "=" in word
-                    else word for before, word in zip([""] + words, words, strict=False))  # fmt: skip
+    words = ["python", "benchmarks/speed.py"]
+    for before, word in zip(sys.argv, sys.argv[1:], strict=False):
+        option, equals, _ = word.partition("=")
+        if before.startswith(PATH_OPTIONS) and "=" not in before:
+            word = "PATH"
+        elif option.startswith(PATH_OPTIONS) and equals:
+            word = f"{option}=PATH"
+        words.append(word)
+    return " ".join(words)
 
 
 # -- children ----------------------------------------------------------------------------------------
@@ -149,7 +158,9 @@ def pinned(cores: int) -> list[str]:
 def launch(words: list[str], environment: dict[str, str], terminal: bool) -> tuple[int, str, str]:
     """`(exit code, stdout, stderr)`; stderr is a terminal's where the child should draw as for a user."""
     if not terminal:
-        done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+        done = subprocess.run(
+            words, env=environment, capture_output=True, text=True, timeout=TIMEOUT, check=False
+        )
         return done.returncode, done.stdout, done.stderr
     ours, theirs = pty.openpty()
     seen = bytearray()
@@ -166,7 +177,13 @@ def launch(words: list[str], environment: dict[str, str], terminal: bool) -> tup
     reader.start()
     try:
         done = subprocess.run(
-            words, env=environment, stdout=subprocess.PIPE, stderr=theirs, text=True, timeout=TIMEOUT, check=False
+            words,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=theirs,
+            text=True,
+            timeout=TIMEOUT,
+            check=False,
         )
     finally:
         os.close(theirs)
@@ -183,7 +200,8 @@ def describe(child: Child, result: dict[str, Any]) -> str:
     if "steps" not in result:
         return f"{name} {result['cpu']:.2f} CPU-s, {result['wall']:.2f} s"
     return (
-        f"{name} {result['steps_per_cpu_second']:>9,.0f} steps/CPU-s {result['steps_per_second']:>9,.0f} steps/s "
+        f"{name} {result['steps_per_cpu_second']:>9,.0f} steps/CPU-s "
+        f"{result['steps_per_second']:>9,.0f} steps/s "
         f"compile {result['compile_cpu']:.1f} CPU-s, peak {result['peak_mb']:.0f} MB"
     )
 
@@ -201,11 +219,13 @@ def judge(check: jobs.Check, rounds: list[dict[Child, dict[str, Any]]]) -> dict[
         if not any("error" in result for result in found):
             numbers = [result[value.field] for value, result in zip(used, found, strict=True)]
             values.append(numbers[0] / numbers[1] if len(numbers) == 2 else numbers[0])
-    row = {"job": check.job, "label": check.label, "sense": check.sense, "target": check.target, "values": values}
+    row = {name: getattr(check, name) for name in ("job", "label", "sense", "target")} | {"values": values}
     if errors or not values:
         return {**row, "median": None, "met": False, "error": errors[0] if errors else "nothing measured"}
     median = statistics.median(values)
-    met = None if check.target is None else (median >= check.target if check.sense == ">=" else median <= check.target)
+    met = None
+    if check.target is not None:
+        met = median >= check.target if check.sense == ">=" else median <= check.target
     return {**row, "median": median, "met": met}
 
 
@@ -214,7 +234,9 @@ def machine() -> dict[str, Any]:
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        names = [
+            line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line
+        ]
         model = names[0] if names else model
     return {"cpu": model, "cores": os.cpu_count(), "system": f"{platform.system()} {platform.machine()}"}
 
@@ -245,7 +267,8 @@ def markdown(report: dict[str, Any]) -> str:
     lines = [
         "# Speed",
         "",
-        f"`{report['command']}`, {report['date']}; {where['cpu']}, {where['cores']} cores, {where['system']}; "
+        f"`{report['command']}`, {report['date']}; "
+        f"{where['cpu']}, {where['cores']} cores, {where['system']}; "
         f"load average {loads}. How it was measured: the head of `benchmarks/speed.py`; jobs and settings: "
         "`benchmarks/jobs.py`; every measurement: `speed.json`.",
         "",
@@ -263,7 +286,8 @@ def markdown(report: dict[str, Any]) -> str:
         "Medians of the rounds. Ready: wall time from `import` until the first `learn` has returned. "
         "Recompiled: compilations inside the timed part.",
         "",
-        "| child | steps timed | steps/CPU-s | steps/s | import s | ready s | compile CPU-s | recompiled | peak MB |",
+        "| child | steps timed | steps/CPU-s | steps/s | import s | ready s | compile CPU-s | recompiled "
+        "| peak MB |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
         *(row for name, results in report["measurements"].items() if (row := measurement_row(name, results))),
     ]
@@ -290,7 +314,8 @@ def measurement_row(name: str, results: list[dict[str, Any]]) -> str | None:
     return (
         f"| {name} | {middle['steps']:,.0f} | {middle['steps_per_cpu_second']:,.0f} "
         f"| {middle['steps_per_second']:,.0f} | {middle['import_wall']:.1f} | {middle['ready_wall']:.1f} "
-        f"| {middle['compile_cpu']:.1f} | {middle['compilations_while_timed']:.0f} | {middle['peak_mb']:.0f} |"
+        f"| {middle['compile_cpu']:.1f} | {middle['compilations_while_timed']:.0f} "
+        f"| {middle['peak_mb']:.0f} |"
     )
 
 

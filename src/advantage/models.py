@@ -90,7 +90,7 @@ class Model:
             policy=_known_policy(policy), verbose=options["verbose"], tensorboard_log=options["tensorboard_log"],
             policy_kwargs=dict(options["policy_kwargs"] or {}), stats_window_size=options["stats_window_size"],
             num_timesteps=0, num_seeds=_positive("seeds", options["seeds"]), _env=None, _driver=None, _spec=None,
-            _state=None, _logger=None, _acting={}, _stop=0, _predictions=0, _device=_device(options["device"]),
+            _state=None, _logger=None, env_id=None, _acting={}, _stop=0, _predictions=0, _device=_device(options["device"]),
         )  # fmt: skip
         self._set(_config=None, _schedules={})
         fields = {**network_fields(self.algorithm.Config, self.policy_kwargs), **fields}
@@ -150,9 +150,7 @@ class Model:
         return loggers.configure_run(self.verbose, self.tensorboard_log, name, reset_num_timesteps)
 
     def _env_name(self) -> str:
-        env = self._env
-        spec = getattr(env.envs[0], "spec", None) if isinstance(env, DummyVecEnv) else getattr(env, "spec", None)
-        return getattr(env, "id", None) or getattr(spec, "id", None) or type(env).__name__
+        return self.env_id or type(self._env).__name__
 
     # -- acting ----------------------------------------------------------------------------------
 
@@ -194,6 +192,27 @@ class Model:
         action = self.algorithm.to_env(self._spec.action, np.array(action))
         return action[0] if single else action, carry if jax.tree.leaves(carry) else None
 
+    def best_seed(self, evaluation: Any) -> int:
+        """The index of the best seed, to be given as `seed_index`: a choice that is always explicit.
+
+        Args:
+            evaluation: a score per seed `[S]`, or its episodes' returns `[S, episodes]`, such as
+                `advantage.training.evaluation.evaluate_seeds` gives.
+
+        Raises:
+            ValueError: the scores are not one row per seed, or all are NaN.
+        """
+        scores = np.asarray(evaluation, np.float64)
+        if scores.ndim not in (1, 2) or scores.shape[0] != self.num_seeds or scores.size == 0:
+            raise ValueError(
+                f"evaluation has shape {scores.shape}, expected ({self.num_seeds},) or ({self.num_seeds}, episodes):"
+                " a score per seed, or evaluate_seeds' result"
+            )
+        means = scores.reshape(self.num_seeds, -1).mean(axis=1)
+        if np.isnan(means).all():
+            raise ValueError("evaluation has a NaN in every seed: no seed is best")
+        return int(np.nanargmax(means))
+
     def _actor(self, seed_index: int) -> PyTree:
         """The acting parameters of a seed; kept until training goes on."""
         version = None if self._driver is None else self._driver.version
@@ -226,6 +245,7 @@ class Model:
             "policy": self.policy_name,
             "observation_space": _plain_space(self._require_spec().observation),
             "action_space": _plain_space(self._spec.action),
+            "env_id": self.env_id,
             "counters": {"num_timesteps": self.num_timesteps, "stop": self._stop, "seeds": self.num_seeds},
             "options": {"seed": self.seed, "verbose": self.verbose, "stats_window_size": self.stats_window_size},
         }
@@ -260,7 +280,7 @@ class Model:
         template = jax.eval_shape(lambda: _initial_state(cls.algorithm, config, spec, counters["seeds"]))
         model._set(
             _config=config, _schedules=schedules, _spec=spec, _state=restored(template, arrays, str(path)),
-            num_timesteps=counters["num_timesteps"], _stop=counters["stop"],
+            num_timesteps=counters["num_timesteps"], _stop=counters["stop"], env_id=header.get("env_id"),
         )  # fmt: skip
         if env is not None:
             model.set_env(env)
@@ -322,7 +342,7 @@ class Model:
             else:
                 driver = HostDriver(agent, host_envs(env, self.num_seeds), self.seed, self.stats_window_size)
             driver.init(self._config)
-        self._set(_env=env, _driver=driver, _spec=spec, n_envs=count, _acting={})
+        self._set(_env=env, _driver=driver, _spec=spec, n_envs=count, env_id=_env_id(env), _acting={})
         if state is not None:
             self._put_state(state)
 
@@ -536,6 +556,12 @@ def _batched(space: Space, observation: Any) -> tuple[PyTree, int, bool]:
         f"observation has shape {shape}, expected {expected} for one or {('N', *expected)} for a batch:"
         " give observations of the model's observation_space"
     )
+
+
+def _env_id(env: Any) -> str | None:
+    """The id an environment was made by, where it has one."""
+    first = env.envs[0] if isinstance(env, DummyVecEnv) else env
+    return getattr(first, "id", None) or getattr(getattr(first, "spec", None), "id", None)
 
 
 def _host_spec(env: Any) -> Spec:

@@ -8,6 +8,7 @@ or a tuple of arrays (`Observed`, `TimeStep`, `Chunk`).
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -90,8 +91,9 @@ class Space:
             return spaces.Dict({name: part.to_gymnasium() for name, part in self.parts})
         return spaces.Tuple([part.to_gymnasium() for _, part in self.parts])
 
+    @functools.cache  # noqa: B019  (a handful of spaces, and the driver asks at every step)
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
-        """`(low, high)` of a box, as arrays of its shape and dtype."""
+        """`(low, high)` of a box, as read-only arrays of its shape and dtype."""
         return _unbound(self.low, self.shape, self.dtype), _unbound(self.high, self.shape, self.dtype)
 
     def zeros(self, leading: tuple[int, ...] = ()) -> PyTree[np.ndarray]:
@@ -243,10 +245,11 @@ def sanitise(chunk: Chunk) -> Chunk:
     a legal value, zero.
     """
     valid = chunk.valid
-    # The first row of padding and the dummy row hold the successor of the valid row before them.
-    before = jnp.concatenate([jnp.zeros_like(valid[:1]), valid[:-1]])
-    wanted = valid | before
     ended = chunk.terminated | chunk.truncated
+    # The first row of padding and the dummy row hold the successor of the valid row before them, unless
+    # that is a final observation of its own.
+    followed = valid if chunk.final_obs is None else valid & ~ended
+    wanted = valid | jnp.concatenate([jnp.zeros_like(valid[:1]), followed[:-1]])
 
     def keep(mask: Array, tree: PyTree) -> PyTree:
         return jax.tree.map(lambda x: jnp.where(_like(mask, x), x, jnp.zeros_like(x)), tree)
@@ -267,16 +270,18 @@ def sanitise(chunk: Chunk) -> Chunk:
     )
 
 
-def to_env(space: Space, action: Array) -> Array:
+def to_env(space: Space, action: Array | np.ndarray) -> Array | np.ndarray:
     """What the environment receives for a policy's action: Box clipped to its bounds, integers shifted.
 
     Works on NumPy and on JAX arrays `[..., *space.shape]`.
     """
+    # Written out since ranks are never promoted silently.
+    shape = (1,) * (action.ndim - len(space.shape)) + space.shape
     if space.kind == "box":
         low, high = space.bounds()
-        return action.clip(low, high)
+        return action.clip(low.reshape(shape), high.reshape(shape))
     if space.kind in ("discrete", "multi_discrete") and any(space.start):
-        return action + np.reshape(np.asarray(space.start, np.int32), space.shape)
+        return action + np.reshape(np.asarray(space.start, np.int32), shape)
     return action
 
 
@@ -302,6 +307,5 @@ def _bound(values: np.ndarray, dtype: str) -> Bound:
 
 
 def _unbound(bound: Bound, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-    if isinstance(bound, bytes):
-        return np.frombuffer(bound, dtype).reshape(shape)
-    return np.full(shape, bound, dtype)
+    flat = np.frombuffer(bound, dtype) if isinstance(bound, bytes) else np.asarray(bound, dtype)
+    return np.broadcast_to(flat.reshape(shape) if flat.ndim else flat, shape)

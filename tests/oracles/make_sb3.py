@@ -19,7 +19,7 @@ SB3's own code computes every answer; only the inputs are made here, from fixed 
 rows as one minibatch. net_arch [16, 16] for both, tanh; `box` has 2 actions and log_std.
     settings/: learning_rate, ent_coef, vf_coef, gamma, gae_lambda, clip_range, clip_range_vf (NaN: none),
         max_grad_norm, adam_eps.
-    obs, final_obs `[T,N,4]` (the true successor of every row), last_obs `[N,4]`, actions `[T,N]` or `[T,N,2]`,
+    obs, final_obs `[T,N,4]` (the true successor of every row), last_obs `[N,4]`, actions `[T,N]`, `[T,N,2]`,
     rewards, terminated, truncated, is_first `[T,N]`; values, log_probs, advantages, returns `[T,N]` as in
     SB3's buffer (rewards there include the bootstrap at truncations).
     before/, after1/, after3/: weights at the start, after n_epochs=1 and n_epochs=3 (each from the start).
@@ -28,7 +28,7 @@ rows as one minibatch. net_arch [16, 16] for both, tanh; `box` has 2 actions and
 `dqn/CASE/` with CASE `plain` and `clipped` (observations 30 times as large, gradients longer than
 max_grad_norm=10): q-network [16, 16] with ReLU, 3 actions, a fixed batch of 32 through SB3's replay buffer.
     settings/: learning_rate, gamma, max_grad_norm.
-    obs, next_obs `[32,4]`, actions, rewards, terminated, truncated `[32]`; dones `[32]` as sampled (no timeouts).
+    obs, next_obs `[32,4]`, actions, rewards, terminated, truncated, dones `[32]`: SB3 samples 0 at a timeout.
     before/, target/: weights of both networks; after1/, after3/: online weights after 1 and 3 steps.
     current_q, targets `[3,32]`, losses, grad_norms `[3]` (before clipping), at each of three steps.
 `dqn/sync/`: tau1/, tau03/: target weights of `plain` after SB3's synchronisation with tau 1 and 0.3, online
@@ -44,8 +44,8 @@ max_grad_norm=10): q-network [16, 16] with ReLU, 3 actions, a fixed batch of 32 
 `ortho/LAYER/` (LAYER by SB3's name, 4 inputs, 2 actions, net_arch [64, 64]): shape, gain, singular_values,
     column_norms, row_norms, bias_abs_max. `dqn_init/LAYER/`: shape, weight_abs_max, weight_std, bias_abs_max.
 
-`features/CASE/` with CASE discrete, multi_discrete, multi_binary, box: obs, features. `features/dict/`: keys (in
-    the order of the space), obs/KEY, features `[3,F]`: what SB3's policy gives its network.
+`features/CASE/` with CASE discrete, multi_discrete, multi_binary, box: obs, features. `features/dict/`: keys
+    (in the order of the space), obs/KEY, features `[3,F]`: what SB3's policy gives its network.
 
 `explained_variance/`: predicted, true `[5,32]`, value `[5]` (NaN where `true` is constant).
 """
@@ -82,7 +82,9 @@ class Spaces(gymnasium.Env):
         self.observation_space, self.action_space = observation_space, action_space
 
 
-def make(algorithm: Any, policy: str, observation: spaces.Space, action: spaces.Space, n_envs: int = 1, **kw: Any) -> Any:
+def make(
+    algorithm: Any, policy: str, observation: spaces.Space, action: spaces.Space, n_envs: int = 1, **kw: Any
+) -> Any:
     """A model of SB3 on spaces alone, that logs into a dict."""
     env = DummyVecEnv([lambda: Spaces(observation, action)] * n_envs)
     model = algorithm(policy, env, seed=0, device="cpu", **kw)
@@ -209,7 +211,8 @@ def ppo(arrays: Arrays) -> None:
         for epochs in (1, 3):
             model = make(
                 PPO, "MlpPolicy", OBS, action, N, n_steps=T, batch_size=T * N, n_epochs=epochs,
-                clip_range_vf=clip_range_vf, policy_kwargs={"net_arch": {"pi": [16, 16], "vf": [16, 16]}}, **settings,
+                clip_range_vf=clip_range_vf, policy_kwargs={"net_arch": {"pi": [16, 16], "vf": [16, 16]}},
+                **settings,
             )  # fmt: skip
             randomise(model.policy, seed=2)
             put(arrays, f"{prefix}/before", weights(model.policy))
@@ -247,7 +250,9 @@ def fill(model: DQN, scale: float) -> Arrays:
     for i in range(B):
         ended = np.array([terminated[i] or truncated[i]])
         infos = [{"TimeLimit.truncated": bool(truncated[i])}]
-        model.replay_buffer.add(obs[i : i + 1], next_obs[i : i + 1], actions[i : i + 1], rewards[i : i + 1], ended, infos)
+        model.replay_buffer.add(
+            obs[i : i + 1], next_obs[i : i + 1], actions[i : i + 1], rewards[i : i + 1], ended, infos
+        )
     batch = model.replay_buffer._get_samples(np.arange(B))
     model.replay_buffer.sample = lambda batch_size, env=None: batch
     return {
@@ -322,7 +327,10 @@ def state_dependent_noise(arrays: Arrays) -> None:
     """gSDE's density, with both forms of the standard deviation."""
     rng = np.random.default_rng(7)
     latent, mean, actions = (rng.normal(size=shape).astype(np.float32) for shape in ((5, 6), (5, 2), (5, 2)))
-    log_std = {"full": rng.normal(size=(6, 2)).astype(np.float32), "reduced": rng.normal(size=(6, 1)).astype(np.float32)}
+    log_std = {
+        "full": rng.normal(size=(6, 2)).astype(np.float32),
+        "reduced": rng.normal(size=(6, 1)).astype(np.float32),
+    }
     put(arrays, "sde", {"latent": latent, "mean": mean, "actions": actions})
     for form, parameter in log_std.items():
         put(arrays, "sde", {f"log_std_{form}": parameter})
@@ -331,8 +339,8 @@ def state_dependent_noise(arrays: Arrays) -> None:
             found.proba_distribution_net(latent_dim=6)
             found.proba_distribution(torch.tensor(mean), torch.tensor(parameter), torch.tensor(latent))
             put(arrays, f"sde/{form}_{kind}", {
-                "std": found.get_std(torch.tensor(parameter)), "log_prob": found.log_prob(torch.tensor(actions)),
-                "entropy": found.entropy(),
+                "std": found.get_std(torch.tensor(parameter)),
+                "log_prob": found.log_prob(torch.tensor(actions)), "entropy": found.entropy(),
             })  # fmt: skip
 
 
@@ -340,21 +348,27 @@ def simple_distributions(arrays: Arrays) -> None:
     """Densities of the other action distributions."""
     rng = np.random.default_rng(8)
     nvec = [3, 2, 4]
-    logits = {name: rng.normal(size=(5, n)).astype(np.float32)
-              for name, n in (("categorical", 3), ("multi_discrete", sum(nvec)), ("bernoulli", 4))}  # fmt: skip
+    sizes = {"categorical": 3, "multi_discrete": sum(nvec), "bernoulli": 4}
+    logits = {name: rng.normal(size=(5, size)).astype(np.float32) for name, size in sizes.items()}
     mean, log_std = rng.normal(size=(5, 2)).astype(np.float32), rng.normal(size=2).astype(np.float32)
     cases = {
         "categorical": (distributions.CategoricalDistribution(3), rng.integers(3, size=5)),
         "multi_discrete": (distributions.MultiCategoricalDistribution(nvec), rng.integers(nvec, size=(5, 3))),
-        "bernoulli": (distributions.BernoulliDistribution(4), rng.integers(2, size=(5, 4)).astype(np.float32)),
-        "diag_gaussian": (distributions.DiagGaussianDistribution(2), rng.normal(size=(5, 2)).astype(np.float32)),
+        "bernoulli": (
+            distributions.BernoulliDistribution(4),
+            rng.integers(2, size=(5, 4)).astype(np.float32),
+        ),
+        "diag_gaussian": (
+            distributions.DiagGaussianDistribution(2),
+            rng.normal(size=(5, 2)).astype(np.float32),
+        ),
     }
     for name, (found, actions) in cases.items():
         given = {"logits": logits[name]} if name in logits else {"mean": mean, "log_std": log_std}
         found.proba_distribution(*map(torch.tensor, given.values()))
         put(arrays, f"dist/{name}", {
-            **given, "actions": actions, "log_prob": found.log_prob(torch.tensor(actions)), "entropy": found.entropy(),
-            "mode": found.mode(),
+            **given, "actions": actions, "log_prob": found.log_prob(torch.tensor(actions)),
+            "entropy": found.entropy(), "mode": found.mode(),
         })  # fmt: skip
     put(arrays, "dist/multi_discrete", {"nvec": nvec})
 
@@ -367,7 +381,8 @@ def layers(arrays: Arrays) -> None:
             weight = layer.weight.detach().numpy()
             gain = {"action_net": 0.01, "value_net": 1.0}.get(name, 2**0.5)
             put(arrays, f"ortho/{name}", {
-                "shape": weight.shape, "gain": gain, "singular_values": np.linalg.svd(weight, compute_uv=False),
+                "shape": weight.shape, "gain": gain,
+                "singular_values": np.linalg.svd(weight, compute_uv=False),
                 "column_norms": np.linalg.norm(weight, axis=0), "row_norms": np.linalg.norm(weight, axis=1),
                 "bias_abs_max": np.abs(layer.bias.detach().numpy()).max(),
             })  # fmt: skip
@@ -392,7 +407,9 @@ def features(arrays: Arrays) -> None:
         policy = make(PPO, "MlpPolicy", space, spaces.Discrete(2)).policy
         put(arrays, f"features/{name}", {"obs": obs, "features": extracted(policy, obs)})
     # Given out of the alphabet's order, which Gymnasium then brings in.
-    space = spaces.Dict({name: parts[name][0] for name in ("multi_discrete", "box", "discrete", "multi_binary")})
+    space = spaces.Dict(
+        {name: parts[name][0] for name in ("multi_discrete", "box", "discrete", "multi_binary")}
+    )
     obs = {name: parts[name][1] for name in space.spaces}
     policy = make(PPO, "MultiInputPolicy", space, spaces.Discrete(2)).policy
     put(arrays, "features/dict", {"keys": list(space.spaces), "features": extracted(policy, obs)})

@@ -160,19 +160,21 @@ def schedules(config: Config) -> dict[str, Schedule]:
 def observe(config: Config, state: State, chunk: Chunk) -> State:
     """Count a chunk's steps and update the target network once for each interval it completes."""
     collected = jnp.sum(chunk.valid, dtype=jnp.int32)
-    since = state.since_sync + collected
-    syncs = since // config.target_update_interval
+    # Unsigned: an interval may be as long as the largest of 32 bits, which the sum exceeds.
+    interval = jnp.uint32(config.target_update_interval)
+    since = state.since_sync.astype(jnp.uint32) + collected.astype(jnp.uint32)
+    syncs = since // interval
     # The online network stands still meanwhile, so k soft updates are one with 1 - (1 - tau)^k.
     share = 1.0 - jnp.power(1.0 - config.tau, syncs.astype(jnp.float32))
     target = jax.tree.map(
-        lambda old, new: jnp.where(syncs > 0, old + share * (new - old), old),
+        lambda old, new: jnp.where(syncs > 0, (1.0 - share) * old + share * new, old),
         state.target_network,
         state.network,
     )
     return state._replace(
         target_network=target,
         steps=state.steps + jnp.minimum(collected, jnp.iinfo(jnp.int32).max - state.steps),
-        since_sync=since % config.target_update_interval,
+        since_sync=(since % interval).astype(jnp.int32),
     )
 
 

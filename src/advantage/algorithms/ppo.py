@@ -1,5 +1,6 @@
 """Proximal policy optimisation (Schulman et al., 2017, https://arxiv.org/abs/1707.06347), clipped objective."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -166,8 +167,9 @@ def initial_carry(config: Config, spec: Spec, num_envs: int) -> tuple[()] | Nois
     """No carry, or gSDE's noise, drawn at the first step."""
     if not config.use_sde:
         return ()
-    latent = (0, *config.net_arch.shared, *config.net_arch.pi)[-1]
-    return Noise(jnp.zeros((num_envs, latent, spec.action.shape[0]), jnp.float32), jnp.int32(0))
+    log_std = jax.eval_shape(lambda: init(config, spec, jax.random.PRNGKey(0))).network.actor.log_std
+    components = math.prod(spec.action.shape)
+    return Noise(jnp.zeros((num_envs, log_std.shape[0], components), jnp.float32), jnp.int32(0))
 
 
 def actor(config: Config, state: State) -> Actor:
@@ -181,17 +183,18 @@ def act(
     """Sample actions `[N, ...]`, or take the most likely ones."""
     latent = actor.latent(observed.obs)
     distribution = actor.distribution(latent, observed.action_mask)
+    shape = (latent.shape[0], *actor.space.shape)
     if not explore:
-        return distribution.mode(), carry
+        return distribution.mode().reshape(shape), carry
     if not config.use_sde:
-        return distribution.sample(key), carry
+        return distribution.sample(key).reshape(shape), carry
     every = config.n_steps if config.sde_sample_freq < 1 else config.sde_sample_freq
     fresh = carry.age % every == 0
     normals = jax.lax.cond(
         fresh, lambda: jax.random.normal(key, carry.normals.shape), lambda: carry.normals
     )
     noise = jnp.einsum("nl,nld->nd", latent, normals * actor.std()[None])
-    return distribution.mean + noise, Noise(normals, (carry.age + 1) % every)
+    return (distribution.mean + noise).reshape(shape), Noise(normals, (carry.age + 1) % every)
 
 
 def schedules(config: Config) -> dict[str, Schedule]:
@@ -235,7 +238,9 @@ def prepare(config: Config, network: ActorCritic, chunk: Chunk) -> Rows:
     """Log-probabilities, values and advantages under the policy that acted, in one batched pass."""
     value, next_value = successor_values(network.value, chunk)
     latent = network.actor.latent(chunk.obs)
-    log_prob = network.actor.distribution(latent, chunk.action_mask).log_prob(chunk.action)
+    # Distributions hold an action's components along one axis, whatever the space's shape.
+    action = chunk.action.reshape(*chunk.valid.shape, -1) if chunk.action.ndim > 2 else chunk.action
+    log_prob = network.actor.distribution(latent, chunk.action_mask).log_prob(action)
     # Nothing is known beyond the last valid row: sums end there, bootstrapped from its successor.
     ended = chunk.terminated | chunk.truncated | ~chunk.valid
     value, next_value = jax.tree.map(lambda x: jnp.where(chunk.valid, x, 0.0), (value, next_value))
@@ -246,7 +251,7 @@ def prepare(config: Config, network: ActorCritic, chunk: Chunk) -> Rows:
     rows = Rows(
         chunk.obs,
         chunk.action_mask,
-        chunk.action,
+        action,
         log_prob,
         value,
         advantage,

@@ -147,8 +147,7 @@ class FusedDriver:
         if self._reset_due:
             self._groups = [programs.reset(run) for run in self._groups]
         per_update = config.steps_per_update * self.num_envs
-        # Where a chunk is cut, environments go on uncounted: then the next run begins new episodes.
-        self._reset_due = (stop - start) % per_update != 0
+        self._reset_due = False
         steps, compiled = start, False
         while steps < stop:
             updates = min(self._segment_updates, -(-(stop - steps) // per_update))
@@ -165,6 +164,8 @@ class FusedDriver:
                 self._adapt(updates, time.perf_counter() - began)
             self.version += 1
             self._check_finite(steps)
+            # Where a chunk is cut, environments go on uncounted: then the next run begins new episodes.
+            self._reset_due = steps + updates * per_update > stop
             steps, compiled = min(steps + updates * per_update, stop), True
             yield Report(steps, updates, jax.tree.map(lambda *x: np.concatenate(x)[: self.num_seeds], *outs))
 
@@ -185,7 +186,8 @@ class FusedDriver:
         for s, seed in enumerate(self.seeds):
             bad = int(self._read(lambda run: run.first_bad, s))
             if bad >= 0:
-                step, env = before + bad + 1, bad % self.num_envs
+                row, env = divmod(bad, self.num_envs)
+                step = before + (row + 1) * self.num_envs
                 self.reset()
                 raise EnvironmentFailure(
                     f"env {env} of seed {seed} gave an observation or reward that is NaN or infinite, at step"
@@ -354,7 +356,8 @@ def _collect(
     finite = _finite_rows(chunk)
     bad = jnp.min(jnp.where(chunk.valid & ~finite, index, jnp.iinfo(jnp.int32).max))
     first_bad = jnp.where((run.first_bad < 0) & (bad < index.size), offset + bad, run.first_bad)
-    episodes = _finish(run.episodes, returns, lengths, (terminated | truncated) & chunk.valid)
+    ended = (terminated | truncated) & chunk.valid & jnp.isfinite(returns)
+    episodes = _finish(run.episodes, returns, lengths, ended)
     return run._replace(episodes=episodes, first_bad=first_bad), chunk._replace(valid=chunk.valid & finite)
 
 

@@ -27,9 +27,9 @@ class Programs(NamedTuple):
     """The compiled functions of one agent, config and shape; all take and give a seeds axis."""
 
     init: Callable  # (keys [S, 2]) -> (state, memory, carry)
-    actor: Callable  # (state, values) -> leaves of the actor
+    actor: Callable  # (leaves of the state, values) -> leaves of the actor
     act: Callable  # (leaves, carry, keys, observed) -> (action, carry, keys)
-    update: Callable  # (state, memory, chunk, values) -> (state, memory, metrics, leaves)
+    update: Callable  # (leaves, memory, chunk, values) -> (leaves, memory, metrics, leaves of the actor)
 
 
 class Step(NamedTuple):
@@ -54,16 +54,20 @@ class HostDriver:
             window: how many finished episodes `recent` remembers for each seed.
         """
         self.agent, self.envs, self.spec = agent, envs, envs.spec
+        self.version = 0  # of the state: counts updates
         self.num_seeds, self.num_envs = envs.num_seeds, envs.num_envs
         self.seeds = range(seed, seed + self.num_seeds)
-        self.state: Any = None
         self.memory: Any = None
-        self.version = 0  # of the state: counts updates
+        # The agents' leaves: modules take Python to flatten, 55 us an update for two small networks.
+        self._leaves: tuple = ()
+        self._structure: Any = None
         self._keys = jnp.stack([streams(s)[1] for s in self.seeds])
         self._carry: Any = None
         self._observed: Observed | None = None
         self._rows: Rows | None = None  # a chunk begun and not yet consumed
         self._first_reset = True
+        self._uncounted = False  # whether environments went on in rows that do not count
+        self._ahead: Any = 0  # [S] steps of each seed beyond the least, where a run was stopped
         self._returns = np.zeros((self.num_seeds, self.num_envs))
         self._lengths = np.zeros((self.num_seeds, self.num_envs), np.int64)
         self._finished = [collections.deque(maxlen=window) for _ in self.seeds]
@@ -74,9 +78,20 @@ class HostDriver:
         programs = _programs(self.agent, config, self.spec, self.num_seeds, self.num_envs, ())
         self.state, self.memory, self._carry = programs.init(jnp.stack([streams(s)[0] for s in self.seeds]))
 
+    @property
+    def state(self) -> Any:
+        """The agents `[S, ...]`; the next update donates their arrays."""
+        return None if self._structure is None else jax.tree.unflatten(self._structure, self._leaves)
+
+    @state.setter
+    def state(self, state: Any) -> None:
+        leaves, self._structure = jax.tree.flatten(state)
+        self._leaves = tuple(leaves)
+        self.version += 1
+
     def reset(self) -> None:
         """Begin new episodes at the next run; a chunk begun is dropped."""
-        self._observed = self._rows = None
+        self._observed, self._rows, self._ahead = None, None, 0
 
     def seed_state(self, seed_index: int) -> Any:
         """One seed's agent; a copy, since an update donates what it is given."""
@@ -110,96 +125,125 @@ class HostDriver:
         """
         names = tuple(sorted(schedules))
         programs = _programs(self.agent, config, self.spec, self.num_seeds, self.num_envs, names)
-        steps = np.full(self.num_seeds, start, np.int64)
+        steps = np.full(self.num_seeds, start, np.int64) + self._ahead
 
         def values() -> np.ndarray:
             return scheduled_values(schedules, 1.0 - np.minimum(steps / max(stop, 1), 1.0))
 
-        actor = programs.actor(self.state, values())
-        while steps.min() < stop:
-            began = steps.copy()
+        actor = programs.actor(self._leaves, values())
+        while steps[0] < stop or steps.min() < stop:
             for step in self._collect(config, programs, actor, steps, stop):
                 if on_step is not None and not on_step(step):
+                    self._ahead = steps - steps.min()
                     return
             chunk, self._rows = self._rows.chunk(self._observed), None
-            self._check_finite(chunk, began)
-            self.state, self.memory, metrics, actor = programs.update(
-                self.state, self.memory, chunk, values()
+            self._check_finite(chunk, steps)
+            self._leaves, self.memory, metrics, actor = programs.update(
+                self._leaves, self.memory, chunk, values()
             )
             self.version += 1
             yield Report(int(steps.min()), 1, metrics)
-        if self.num_envs > 1 and (~chunk.valid[:, -1]).any():
-            self.reset()  # some environments went on uncounted
+        self._ahead = 0
 
     def _collect(
         self, config: Any, programs: Programs, actor: PyTree, steps: np.ndarray, stop: int
     ) -> Iterator[Step]:
         """Fill a chunk row by row; `steps [S]` is counted up in place."""
-        if self._observed is None:
-            self._begin()
+        if self._observed is None or self._uncounted:
+            self._begin(steps)
         if self._rows is None:
             self._rows = Rows(self.spec, config, self.num_seeds, self.num_envs, self._carry)
         rows, space, to_env = self._rows, self.spec.action, self.agent.algorithm.to_env
-        while not rows.full() and steps.min() < stop:
+        done_by_least = int(steps.min())
+        while not rows.full() and done_by_least < stop:
             observed = self._observed
             action, self._carry, self._keys = programs.act(actor, self._carry, self._keys, observed)
             action = np.asarray(action)
             try:
                 time_step = self.envs.step(to_env(space, action))
             except EnvironmentFailure as error:
-                self.reset()
-                raise EnvironmentFailure(f"at step {int(steps.min()):,}: {error}") from error.__cause__
+                raise self._failure(done_by_least + self.num_envs, error) from error.__cause__
             valid = self._valid(time_step, steps, stop)
-            rows.write(observed, action, time_step, valid)
+            done = time_step.terminated | time_step.truncated
+            ended = bool(done.any())
+            rows.write(observed, action, time_step, valid, done if ended else None)
             self._observed = time_step.observed
+            self._count(time_step, valid, done if ended else None)
             steps += self.num_envs if valid is None else valid.sum(axis=1)
-            self._count(time_step, valid)
-            yield Step(observed, action, time_step, int(steps.min()), rows.full())
+            done_by_least = int(steps[0] if valid is None and self.num_seeds == 1 else steps.min())
+            last = rows.full() or done_by_least >= stop
+            yield Step(observed, action, time_step, done_by_least, last)
 
-    def _begin(self) -> None:
+    def _failure(self, step: int, error: EnvironmentFailure) -> EnvironmentFailure:
+        self.reset()
+        return EnvironmentFailure(f"at step {step:,}: {error}")
+
+    def _begin(self, steps: np.ndarray) -> None:
         seeds = [environment_seeds(s, self.num_envs) for s in self.seeds]
         # Random streams start once: a later reset goes on in them, as Gymnasium intends.
-        self._observed = self.envs.reset(np.stack(seeds) if self._first_reset else None)
-        self._first_reset = False
+        try:
+            self._observed = self.envs.reset(np.stack(seeds) if self._first_reset else None)
+        except EnvironmentFailure as error:
+            raise self._failure(int(steps.min()), error) from error.__cause__
+        self._first_reset = self._uncounted = False
         self._returns[:], self._lengths[:] = 0.0, 0
 
     def _valid(self, time_step: TimeStep, steps: np.ndarray, stop: int) -> np.ndarray | None:
         """Which environments' rows count `[S, N]`; None: all. The last step counts the lowest indices."""
-        if time_step.valid is None and steps.max() + self.num_envs <= stop:
+        # Seeds whose rows all count are in step with the first.
+        if time_step.valid is None and steps[0] + self.num_envs <= stop and (
+            self.num_seeds == 1 or (steps == steps[0]).all()
+        ):
             return None
         shape = (self.num_seeds, self.num_envs)
         valid = np.ones(shape, bool) if time_step.valid is None else time_step.valid
-        return valid & (np.cumsum(valid, axis=1) <= (stop - steps)[:, None])
+        counted = valid & (np.cumsum(valid, axis=1) <= (stop - steps)[:, None])
+        self._uncounted |= bool((counted != valid).any())
+        return counted
 
-    def _count(self, time_step: TimeStep, valid: np.ndarray | None) -> None:
+    def _count(self, time_step: TimeStep, valid: np.ndarray | None, done: np.ndarray | None) -> None:
+        """Add a row to the running episodes; `done [S, N]` is None where none ended."""
         self._returns += time_step.reward if valid is None else np.where(valid, time_step.reward, 0.0)
         self._lengths += 1 if valid is None else valid
-        done = time_step.terminated | time_step.truncated
-        if not done.any():
+        if done is None:
             return
         for s, n in np.argwhere(done if valid is None else done & valid):
             self._finished[s].append((self._returns[s, n], self._lengths[s, n]))
             self._episodes[s] += 1
             self._returns[s, n], self._lengths[s, n] = 0.0, 0
 
-    def _check_finite(self, chunk: Chunk, began: np.ndarray) -> None:
-        """Stop before anything not finite reaches an agent."""
+    def _check_finite(self, chunk: Chunk, steps: np.ndarray) -> None:
+        """Stop before anything not finite reaches an agent; `steps [S]` are those after the chunk."""
+        seen = (chunk.obs, chunk.final_obs, chunk.last_obs, chunk.reward)
+        if all(np.isfinite(x).all() for x in jax.tree.leaves(seen) if x.dtype.kind == "f"):
+            return
         for s in range(self.num_seeds):
             one = jax.tree.map(lambda x, s=s: x[s], chunk._replace(carry=()))
-            ended = one.valid & (one.terminated | one.truncated)
-            found = first_nonfinite(one.obs, one.reward, one.valid) or first_nonfinite(
-                one.final_obs, one.reward, ended
-            )
-            last = jax.tree.map(lambda x: x[None], one.last_obs)
-            found = found or first_nonfinite(last, np.zeros_like(one.reward[:1]), one.valid[-1:])
+            found = _first_bad(one)
             if found is not None:
-                t, n, name = found
-                step = int(began[s] + one.valid[: t + 1].sum())
+                taken, n, name = found
+                step = int(steps[s] - one.valid.sum()) + taken
                 self.reset()
                 raise EnvironmentFailure(
                     f"env {n} of seed {self.seeds[s]} gave a {name} that is NaN or infinite, at step {step:,}:"
                     " the agent is as before that step's update; mend the environment"
                 )
+
+
+def _first_bad(chunk: Chunk) -> tuple[int, int, str] | None:
+    """`(the chunk's steps taken by then, environment, name)` of the first number that is not finite."""
+    valid, none = chunk.valid, np.zeros_like(chunk.valid[:1])
+    # What the policy saw, and the successor of every row that counts: also past the last of them.
+    wanted = np.concatenate([valid, none]) | np.concatenate([none, valid])
+    rows = jax.tree.map(lambda x, last: np.concatenate([x, last[None]]), chunk.obs, chunk.last_obs)
+    ended = valid & (chunk.terminated | chunk.truncated)
+    found = (
+        (0, first_nonfinite(rows, np.zeros(wanted.shape, np.float32), wanted)),
+        (1, first_nonfinite(chunk.final_obs, np.zeros_like(chunk.reward), ended)),
+        (1, first_nonfinite({}, chunk.reward, valid)),
+    )
+    places = [(int(valid[: bad[0] + later].sum()), *bad[1:]) for later, bad in found if bad is not None]
+    return min(places, key=lambda place: place[0], default=None)
 
 
 class Rows:
@@ -219,31 +263,31 @@ class Rows:
         return self.count == self.length
 
     def write(
-        self, observed: Observed, action: np.ndarray, time_step: TimeStep, valid: np.ndarray | None
+        self,
+        observed: Observed,
+        action: np.ndarray,
+        time_step: TimeStep,
+        valid: np.ndarray | None,
+        done: np.ndarray | None,
     ) -> None:
-        """Add a row; `valid [S, N]` None: all are."""
+        """Add a row. `valid [S, N]` is None where all rows count, `done [S, N]` where no episode ended."""
         if self.count == self.length:
             self._grow()
         arrays, t = self.arrays, self.count
-        done = time_step.terminated | time_step.truncated
-        for rows, x in zip(jax.tree.leaves(arrays.obs), jax.tree.leaves(observed.obs), strict=True):
-            rows[:, t] = x
+        _put(arrays.obs, t, observed.obs)
         arrays.is_first[:, t] = observed.is_first
         arrays.action[:, t] = action
         arrays.reward[:, t] = time_step.reward
-        arrays.terminated[:, t] = time_step.terminated
-        arrays.truncated[:, t] = time_step.truncated
         arrays.valid[:, t] = True if valid is None else valid
         if observed.action_mask is not None:
             if arrays.action_mask is None:
                 mask = np.ones((*arrays.reward.shape, observed.action_mask.shape[-1]), bool)
                 self.arrays = arrays = arrays._replace(action_mask=mask)
             arrays.action_mask[:, t] = observed.action_mask
-        if done.any():
-            for rows, x in zip(
-                jax.tree.leaves(arrays.final_obs), jax.tree.leaves(time_step.final_obs), strict=True
-            ):
-                rows[:, t] = x
+        if done is not None:
+            arrays.terminated[:, t] = time_step.terminated
+            arrays.truncated[:, t] = time_step.truncated
+            _put(arrays.final_obs, t, time_step.final_obs)
             if self.episodes is not None:
                 self.episodes -= int((done if valid is None else done & valid).sum())
         self.count += 1
@@ -252,8 +296,7 @@ class Rows:
         """The chunk; rows never written are invalid, the first of them holds the last row's successor."""
         arrays = self.arrays
         if self.count < self.length:
-            for rows, x in zip(jax.tree.leaves(arrays.obs), jax.tree.leaves(observed.obs), strict=True):
-                rows[:, self.count] = x
+            _put(arrays.obs, self.count, observed.obs)
         return arrays._replace(last_obs=observed.obs, carry=self.carry)
 
     def _allocate(self, length: int) -> Chunk:
@@ -284,6 +327,15 @@ class Rows:
         self.length *= 2
 
 
+def _put(rows: PyTree, t: int, x: PyTree) -> None:
+    """`rows[:, t] = x`, leaf by leaf."""
+    if isinstance(rows, np.ndarray):
+        rows[:, t] = x
+        return
+    for row, leaf in zip(jax.tree.leaves(rows), jax.tree.leaves(x), strict=True):
+        row[:, t] = leaf
+
+
 @functools.lru_cache(maxsize=64)
 def _programs(
     agent: Agent, config: Any, spec: Spec, num_seeds: int, num_envs: int, names: tuple[str, ...]
@@ -296,22 +348,29 @@ def _programs(
         carry = algorithm.initial_carry(config, spec, num_envs)
         return state, agent.init_memory(config, spec, num_envs), carry
 
-    def actor(state, values):
-        return tuple(jax.tree.leaves(algorithm.actor(resolve(config, names, values), state)))
+    def fresh(key):
+        state = algorithm.init(config, spec, key)
+        return state, algorithm.actor(config, state)
 
-    shape = jax.eval_shape(lambda k: algorithm.actor(config, algorithm.init(config, spec, k)), streams(0)[0])
-    structure = jax.tree.structure(shape)
+    state_structure, actor_structure = map(jax.tree.structure, jax.eval_shape(fresh, streams(0)[0]))
+
+    def actor(leaves, values):
+        state = jax.tree.unflatten(state_structure, leaves)
+        return tuple(jax.tree.leaves(algorithm.actor(resolve(config, names, values), state)))
 
     def act(leaves, carry, key, observed):
         key, now = jax.random.split(key)
-        acting = jax.tree.unflatten(structure, leaves)
+        acting = jax.tree.unflatten(actor_structure, leaves)
         action, carry = algorithm.act(config, acting, carry, observed, now, True)
         return action, carry, key
 
-    def update(state, memory, chunk, values):
+    def update(leaves, memory, chunk, values):
         now = resolve(config, names, values)
-        state, memory, metrics = agent.update(now, state, memory, chunk)
-        return state, memory, metrics, tuple(jax.tree.leaves(algorithm.actor(now, state)))
+        state, memory, metrics = agent.update(
+            now, jax.tree.unflatten(state_structure, leaves), memory, chunk
+        )
+        leaves = tuple(jax.tree.leaves(state))
+        return leaves, memory, metrics, tuple(jax.tree.leaves(algorithm.actor(now, state)))
 
     over = _over_seeds(num_seeds)
     return Programs(

@@ -166,7 +166,7 @@ def _fill(
     picture: Float[np.ndarray, "H W 3"], corners: Float[np.ndarray, "P 2"], colour: tuple[int, int, int]
 ) -> None:
     """Fill a convex, counter-clockwise polygon with smooth edges."""
-    y, x = np.indices(picture.shape[:2], sparse=True)
+    picture, y, x = _around(picture, corners)
     distance = np.full(picture.shape[:2], np.inf)
     for (x0, y0), (x1, y1) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
         inwards = (x1 - x0) * (y - y0) - (y1 - y0) * (x - x0)
@@ -180,8 +180,19 @@ def _disc(
     radius: float,
     colour: tuple[int, int, int],
 ) -> None:
-    y, x = np.indices(picture.shape[:2], sparse=True)
+    picture, y, x = _around(picture, np.stack([centre - radius, centre + radius]))
     _blend(picture, radius - np.hypot(x - centre[0], y - centre[1]), colour)
+
+
+def _around(
+    picture: Float[np.ndarray, "H W 3"], points: Float[np.ndarray, "P 2"]
+) -> tuple[Float[np.ndarray, "h w 3"], Int[np.ndarray, "h 1"], Int[np.ndarray, "1 w"]]:
+    """The part of a picture around some points, a view, with its pixels' `y` and `x`."""
+    (left, bottom), (right, top) = (
+        np.clip(edge, 0, picture.shape[1::-1]).astype(int) for edge in (points.min(0) - 1, points.max(0) + 2)
+    )
+    y, x = np.ogrid[bottom:top, left:right]
+    return picture[bottom:top, left:right], y, x
 
 
 def _blend(

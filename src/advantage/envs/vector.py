@@ -7,7 +7,7 @@ Both answer with NumPy arrays `[S, N, ...]` in JAX's dtypes. They raise `Environ
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import gymnasium
@@ -53,8 +53,6 @@ class SyncEnvs:
         self.envs = [env for group in envs for env in group]
         self.steps = [env.step for env in self.envs]
         self.observations = Writer(self.spec.observation, len(self.envs))
-        # Python integers are what Discrete environments check fastest.
-        self.to_rows = _to_list if self.spec.action.kind in ("discrete",) else _to_rows
         self.masked = all(_has_masks(env) for env in self.envs)
         self.infos: list[dict[str, Any]] = []  # of the last step, one per environment
 
@@ -69,23 +67,22 @@ class SyncEnvs:
     def step(self, action: np.ndarray) -> TimeStep:
         count = len(self.envs)
         rows = self.observations.empty()
-        reward = np.empty(count, np.float32)
-        terminated, truncated = np.empty(count, bool), np.empty(count, bool)
+        reward, terminated, truncated = np.empty(count, np.float32), np.zeros(count, bool), np.zeros(count, bool)
         write, ended, infos = self.observations.write, False, []
-        for i, (step, row) in enumerate(zip(self.steps, self.to_rows(action, count), strict=True)):
+        for i, (step, row) in enumerate(zip(self.steps, action.reshape(count, *action.shape[2:]), strict=True)):
             try:
                 obs, reward[i], over, cut, info = step(row)
                 write(rows, i, obs)
             except Exception as error:
-                raise EnvironmentFailure(f"env {i} raised {_said(error)} in step({row!r})") from error
-            terminated[i], truncated[i] = over, cut
-            ended = ended or over or cut
+                raise EnvironmentFailure(f"{self._name(i)} raised {_said(error)} in step({row!r})") from error
+            if over or cut:
+                terminated[i], truncated[i], ended = over, cut, True
             infos.append(info)
         self.infos = infos
         final, is_first = rows, terminated | truncated
         if ended:
             rows = jax.tree.map(np.copy, rows)
-            for i in np.flatnonzero(is_first):
+            for i in np.flatnonzero(is_first).tolist():
                 obs = self._guard(i, "reset", lambda i=i: self.envs[i].reset()[0])
                 write(rows, i, obs)
         shape = self.shape
@@ -107,6 +104,8 @@ class SyncEnvs:
         return self.num_seeds, self.num_envs
 
     def _shaped(self, rows: PyTree) -> PyTree:
+        if isinstance(rows, np.ndarray):
+            return rows.reshape(*self.shape, *rows.shape[1:])
         return jax.tree.map(lambda x: x.reshape(*self.shape, *x.shape[1:]), rows)
 
     def _masks(self) -> np.ndarray | None:
@@ -119,7 +118,11 @@ class SyncEnvs:
         try:
             return call()
         except Exception as error:
-            raise EnvironmentFailure(f"env {i} raised {_said(error)} in {what}()") from error
+            raise EnvironmentFailure(f"{self._name(i)} raised {_said(error)} in {what}()") from error
+
+    def _name(self, i: int) -> str:
+        seed, env = divmod(i, self.num_envs)
+        return f"env {env}" + (f" of seed index {seed}" if self.num_seeds > 1 else "")
 
 
 class VectorEnvs:
@@ -134,20 +137,19 @@ class VectorEnvs:
         self.was_done = np.zeros((self.num_seeds, self.num_envs), bool)
 
     def reset(self, seeds: np.ndarray | None) -> Observed:
-        seeds = [None] * self.num_seeds if seeds is None else [row.tolist() for row in seeds]
-        obs = [env.reset(seed=s)[0] for env, s in zip(self.envs, seeds, strict=True)]
+        # One number for each instance: natively vectorised environments have a single random stream.
+        seeds = [None] * self.num_seeds if seeds is None else [int(row[0]) for row in seeds]
+        obs = [self._guard(i, "reset", lambda env=env, s=s: env.reset(seed=s)[0])
+               for i, (env, s) in enumerate(zip(self.envs, seeds, strict=True))]  # fmt: skip
         self.was_done[:] = False
         return Observed(self._stack(obs), np.ones(self.was_done.shape, bool))
 
     def step(self, action: np.ndarray) -> TimeStep:
-        answers = []
-        for s, env in enumerate(self.envs):
-            try:
-                answers.append(env.step(action[s]))
-            except Exception as error:
-                raise EnvironmentFailure(f"vector env of seed {s} raised {_said(error)} in step()") from error
+        answers = [
+            self._guard(s, "step", lambda env=env, s=s: env.step(action[s])) for s, env in enumerate(self.envs)
+        ]
         reward, terminated, truncated = (
-            np.stack([np.asarray(answer[i], dtype) for answer in answers])
+            _stack([np.asarray(answer[i], dtype) for answer in answers])
             for i, dtype in ((1, np.float32), (2, bool), (3, bool))
         )
         raw = [answer[0] for answer in answers]
@@ -159,7 +161,7 @@ class VectorEnvs:
         obs, dummy = self._stack(raw), self.was_done
         self.was_done = done & ~dummy
         observed = Observed(obs, dummy)
-        return TimeStep(observed, reward, terminated, truncated, obs, ~dummy)
+        return TimeStep(observed, reward, terminated, truncated, obs, ~dummy if dummy.any() else None)
 
     def _same_step(self, answers, raw, reward, terminated, truncated, done) -> TimeStep:
         """An end is reset at once; the final observation comes in the info."""
@@ -179,8 +181,10 @@ class VectorEnvs:
         obs = final
         if done.any():
             fresh = [
-                env.reset(options={"reset_mask": mask})[0] if mask.any() else x
-                for env, mask, x in zip(self.envs, done, raw, strict=True)
+                self._guard(s, "reset", lambda env=env, mask=mask: env.reset(options={"reset_mask": mask})[0])
+                if mask.any()
+                else x
+                for s, (env, mask, x) in enumerate(zip(self.envs, done, raw, strict=True))
             ]
             obs = self._stack(fresh)
         return TimeStep(Observed(obs, done), reward, terminated, truncated, final)
@@ -189,8 +193,16 @@ class VectorEnvs:
         for env in self.envs:
             env.close()
 
+    def _guard(self, s: int, what: str, call: Callable[[], Any]) -> Any:
+        try:
+            return call()
+        except Exception as error:
+            of_seed = f" of seed index {s}" if self.num_seeds > 1 else ""
+            raise EnvironmentFailure(f"the vector env{of_seed} raised {_said(error)} in {what}()") from error
+
     def _stack(self, obs: list[PyTree]) -> PyTree:
-        return jax.tree.map(lambda *x: np.stack(x), *[to_rows(self.spec.observation, x) for x in obs])
+        rows = [to_rows(self.spec.observation, x) for x in obs]
+        return _stack(rows) if isinstance(rows[0], np.ndarray) else jax.tree.map(lambda *x: _stack(x), *rows)
 
 
 class Writer:
@@ -223,12 +235,9 @@ def to_rows(space: Space, obs: Any) -> PyTree:
     return np.asarray(obs, space.dtype)
 
 
-def _to_list(action: np.ndarray, count: int) -> list:
-    return action.reshape(count).tolist()
-
-
-def _to_rows(action: np.ndarray, count: int) -> np.ndarray:
-    return action.reshape(count, *action.shape[2:])
+def _stack(rows: Sequence[np.ndarray]) -> np.ndarray:
+    """`[S, ...]`; a new array even for one seed, since environments may reuse theirs."""
+    return np.array(rows[0][None]) if len(rows) == 1 else np.stack(rows)
 
 
 def _has_masks(env: gymnasium.Env) -> bool:

@@ -120,6 +120,7 @@ def state_dependent_log_std(
 
 def positive_exponential(log_std: Float[Array, "..."]) -> Float[Array, "..."]:
     """`exp(x)` below 0 and `1 + log(1 + x)` above: `expln`, which grows slowly (gSDE, section 3)."""
-    below = jnp.exp(jnp.minimum(log_std, 0.0))
-    above = jnp.log1p(jnp.maximum(log_std, 0.0)) + 1.0
+    # Not minimum and maximum: at a tie, such as the usual start of 0, they halve the gradient.
+    below = jnp.exp(jnp.where(log_std <= 0, log_std, 0.0))
+    above = jnp.log1p(jnp.where(log_std <= 0, 0.0, log_std)) + 1.0
     return jnp.where(log_std <= 0, below, above)

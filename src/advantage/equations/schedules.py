@@ -13,7 +13,7 @@ Schedule = Callable[[float], float]
 class Linear:
     """From `start` to `end` over the first `fraction` of training, `end` from then on.
 
-    Takes the remaining progress (1 at the start of training, 0 at its end), a number or an array.
+    Takes the remaining progress, 1 at the start of training and 0 at its end.
     """
 
     start: float

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from advantage.memory import uniform
-from advantage.types import Chunk, Metrics, Spec
+from advantage.types import NONFINITE, Chunk, Metrics, Spec
 
 
 def init_memory(config: Any, spec: Spec, num_envs: int) -> uniform.Replay:
@@ -49,6 +49,7 @@ def replayed_update(algorithm: ModuleType) -> Callable[..., tuple[Any, uniform.R
         zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), metrics)
         state, total = jax.lax.fori_loop(0, bound, step, (state, zero))
         done = bound.astype(jnp.float32)  # 0 / 0: NaN, shown as nothing, where nothing was learned
-        return state, memory, jax.tree.map(lambda x: x / done, total)
+        # The count of steps left out stays a count: drivers add it up over updates.
+        return state, memory, {name: x if name == NONFINITE else x / done for name, x in total.items()}
 
     return update

@@ -55,7 +55,7 @@ def init(spec: Spec, num_envs: int, capacity: int) -> Replay:
 def push(memory: Replay, chunk: Chunk) -> Replay:
     """Append a chunk's valid rows, each environment's at its own head, over the oldest.
 
-    The chunk must not be longer than a ring: `Config.check` sees to that.
+    Of more rows than a ring holds (long episodes can be a chunk) the newest stay.
     """
     chunk = sanitise(chunk)
     num_envs, capacity = _sizes(memory)
@@ -63,18 +63,21 @@ def push(memory: Replay, chunk: Chunk) -> Replay:
     before = jnp.cumsum(valid, axis=0) - valid
     slot = (memory.head[None] + before) % capacity
     row = jnp.arange(num_envs, dtype=jnp.int32)[None] * capacity + slot
-    row = jnp.where(chunk.valid, row, num_envs * capacity)  # out of range: dropped
+    written = jnp.sum(valid, axis=0)
+    kept = chunk.valid & (before >= written[None] - capacity)  # two rows of one slot: either might win
+    row = jnp.where(kept, row, num_envs * capacity)  # out of range: dropped
+    # A row after one that was left out goes on with nothing that is remembered.
+    after_gap = jnp.concatenate([jnp.zeros_like(chunk.valid[:1]), ~chunk.valid[:-1]])
 
     def write(ring: Array, new: Array) -> Array:
         return ring.at[row].set(new.astype(ring.dtype), mode="drop")
 
-    written = jnp.sum(valid, axis=0)
     return Replay(
         obs=jax.tree.map(write, memory.obs, chunk.obs),
         next_obs=jax.tree.map(write, memory.next_obs, successor(chunk)),
         action=write(memory.action, chunk.action),
         reward=write(memory.reward, chunk.reward),
-        is_first=write(memory.is_first, chunk.is_first),
+        is_first=write(memory.is_first, chunk.is_first | after_gap),
         terminated=write(memory.terminated, chunk.terminated),
         truncated=write(memory.truncated, chunk.truncated),
         head=(memory.head + written) % capacity,

@@ -23,7 +23,9 @@ def orthogonal(key: Key, sizes: Sizes, gains: Sequence[float]) -> Layers:
     sides = [max(size) for size in sizes]
     for key, side in zip(jax.random.split(key, len(set(sides))), sorted(set(sides)), strict=True):
         members = [i for i, s in enumerate(sides) if s == side]
-        q, r = jnp.linalg.qr(jax.random.normal(key, (len(members), side, side)))
+        # Drawn flat: XLA takes 0.9 s to compile the generator in three dimensions, 0.25 s in one.
+        normals = jax.random.normal(key, (len(members) * side * side,))
+        q, r = jnp.linalg.qr(normals.reshape(len(members), side, side))
         # Without this the distribution would lean towards the decomposition's choice of signs.
         squares = q * jnp.sign(jnp.diagonal(r, axis1=1, axis2=2))[:, None, :]
         for i, square in zip(members, squares, strict=True):

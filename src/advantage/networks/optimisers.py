@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Bool, PyTree, Shaped
 
 from advantage.equations.objectives import clip_by_global_norm
 from advantage.equations.returns import Scalar
@@ -18,7 +18,7 @@ Optimizer = Callable[[Scalar], optax.GradientTransformation]
 KNOWN = {
     "adam": (optax.adam, {"eps": 1e-8}),
     "adamw": (optax.adamw, {"weight_decay": 1e-2}),
-    "rmsprop": (optax.rmsprop, {"decay": 0.99, "eps": 1e-8}),
+    "rmsprop": (optax.rmsprop, {"decay": 0.99, "eps": 1e-8, "eps_in_sqrt": False}),
     "sgd": (optax.sgd, {}),
 }
 TORCH_WORDS = {"alpha": "decay"}
@@ -88,7 +88,7 @@ def descend(
     updates, new_state = optimizer(learning_rate).update(gradient, state, flat)
     applied = jnp.isfinite(norm) & wanted
 
-    def keep(new: Float[Array, "..."], old: Float[Array, "..."]) -> Float[Array, "..."]:
+    def keep(new: Shaped[Array, "..."], old: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
         return jnp.where(applied, new, old)
 
     return unravel(keep(flat + updates, flat)), jax.tree.map(keep, new_state, state), applied

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -25,6 +26,9 @@ ACTIVATIONS: dict[str, Activation] = {
     "sigmoid": jax.nn.sigmoid,
     "softplus": jax.nn.softplus,
 }
+
+# `Config` fields that are words of `policy_kwargs`; others are arguments of the model itself.
+WORDS = ("net_arch", "activation_fn", "ortho_init", "log_std_init", "full_std", "use_expln")
 
 # Words that need nothing done, with the only value that means so.
 NEUTRAL = {"normalize_images": True, "share_features_extractor": True, "squash_output": False}
@@ -49,8 +53,9 @@ def network_fields(config_class: type, policy_kwargs: Mapping[str, Any]) -> dict
     if optimizer is not None or options:
         fields["optimizer"] = _optimizer("Adam" if optimizer is None else optimizer, options)
     for name, value in given.items():
-        if name not in defaults or name in ("learning_rate", "loss", "network"):
-            near = difflib.get_close_matches(name, [*defaults, *NEUTRAL, "features_extractor_class"], n=1)
+        if name not in WORDS or name not in defaults:
+            known = [word for word in WORDS if word in defaults]
+            near = difflib.get_close_matches(name, [*known, *NEUTRAL, "features_extractor_class"], n=1)
             raise TypeError(f"policy_kwargs has no {name!r} here" + (f": did you mean {near[0]!r}?" if near else ""))
         if name == "net_arch":
             value = architecture(value) if isinstance(defaults[name], Architecture) else widths(value)
@@ -68,6 +73,8 @@ def architecture(net_arch: Any) -> Architecture:
     """
     if isinstance(net_arch, Architecture):
         return net_arch
+    if not isinstance(net_arch, Iterable):
+        return Architecture((), widths(net_arch), ())  # which says what is wrong
     parts = [net_arch] if isinstance(net_arch, Mapping) else list(net_arch)
     split = parts.pop() if parts and isinstance(parts[-1], Mapping) else None
     if split is None:
@@ -78,15 +85,15 @@ def architecture(net_arch: Any) -> Architecture:
     return Architecture(widths(parts), widths(split.get("pi", ())), widths(split.get("vf", ())))
 
 
-def widths(net_arch: Sequence[int]) -> tuple[int, ...]:
+def widths(net_arch: Any) -> tuple[int, ...]:
     """Layer widths as a tuple.
 
     Raises:
         ValueError: something is no positive integer.
     """
     try:
-        result = tuple(int(w) for w in net_arch)
-    except (TypeError, ValueError):
+        result = tuple(operator.index(w) for w in net_arch)
+    except TypeError:
         result = (0,)
     if any(w < 1 for w in result):
         raise ValueError(f"net_arch={net_arch!r} is not understood: give layer widths such as [64, 64]")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from advantage.drivers.common import Report
-from advantage.training.callbacks import BaseCallback
+from advantage.training.callbacks import BaseCallback, CallbackList
 from advantage.training.interrupt import Interrupt
 from advantage.training.loggers import Logger
 from advantage.training.progress import LiveProgress
@@ -79,7 +79,11 @@ def train(run: Run) -> None:
 def _reports(run: Run, interrupt: Interrupt) -> Iterator[Report]:
     """The driver's reports, with callbacks at every step (host) or after every segment (fused)."""
     host = hasattr(run.driver, "envs")
-    hook = _Hook(run, interrupt) if host else None
+    idle = isinstance(run.callback, CallbackList) and not run.callback.callbacks
+    hook = None
+    if host:
+        # Without callbacks a step costs nothing here but a look at the flag.
+        hook = (lambda step: not interrupt.requested) if idle else _Hook(run, interrupt)
     for report in run.driver.run(run.config, run.schedules, run.start, run.stop, hook):
         yield report
         if not host:

@@ -1,0 +1,359 @@
+"""The command line: `advantage train`, `evaluate`, `watch` and `algorithms`.
+
+Whatever is slow to import is imported by the command that needs it: help answers at once.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import difflib
+import os
+import re
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from tyro.conf import Positional, UseAppendAction, arg
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from advantage.models import Model
+
+USAGE_ERROR = 2
+INTERRUPTED = 130
+EPISODES_WATCHED = 1_000_000
+"""In a window: until it is closed."""
+
+DESCRIPTION = """Deep reinforcement learning: train, evaluate and watch agents.
+
+First steps: advantage train PPO CartPole-v1 --n-envs 8 --seeds 3
+"""
+
+Debug = Annotated[bool, arg(help="On an error, show where it arose.")]
+EnvId = Annotated[str | None, arg(metavar="ID")]
+File = Annotated[Positional[Path], arg(metavar="FILE", help="A model file, such as runs/.../model.zip.")]
+
+
+class Refusal(Exception):
+    """What the user asked for cannot be done; the message is one line."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line (this process's by default) and return its exit code.
+
+    0: done; 2: an error, told in one line on stderr; 130: Ctrl-C.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    commands = {"train": train, "evaluate": evaluate, "watch": watch, "algorithms": algorithms}
+    with warnings.catch_warnings():
+        warnings.showwarning = _note
+        try:
+            code = tyro.extras.subcommand_cli_from_dict(
+                commands,
+                prog="advantage",
+                description=DESCRIPTION,
+                args=arguments,
+                config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitSubcommandPrefixes),
+            )
+            return code or 0
+        except SystemExit as end:  # tyro's help, or its complaint about the arguments
+            return end.code if isinstance(end.code, int) else USAGE_ERROR
+        except KeyboardInterrupt:
+            print("stopped", file=sys.stderr)
+            return INTERRUPTED
+        except Exception as error:
+            # Users see what went wrong and not where: every kind of error ends here.
+            if "--debug" in arguments:
+                traceback.print_exc()
+            print(f"error: {_one_line(error)}", file=sys.stderr)
+            return USAGE_ERROR
+
+
+def train(
+    algorithm: Annotated[Positional[str], arg(metavar="ALGO")],
+    env: Annotated[Positional[str], arg(metavar="ENV")],
+    /,
+    *,
+    total_timesteps: int = 100_000,
+    n_envs: int = 1,
+    seeds: int = 1,
+    seed: int = 0,
+    settings: Annotated[
+        UseAppendAction[tuple[tuple[str, ...], ...]], arg(name="set", metavar="NAME=VALUE [...]")
+    ] = (),
+    out: Annotated[Path | None, arg(metavar="DIR")] = None,
+    verbose: bool = False,
+    debug: Debug = False,
+) -> int:
+    """Train agents and save them.
+
+    Args:
+        algorithm: PPO, DQN, ...: see advantage algorithms.
+        env: CartPole-v1, advantage/CartPole-v1, brax/ant, ...
+        total_timesteps: Environment steps of each seed.
+        n_envs: Environments side by side, for each seed.
+        seeds: Independent agents trained side by side.
+        seed: The first seed; the others follow it.
+        settings: Hyper-parameters: numbers, true, none, JSON lists and dicts, or lin_1e-3 (falls to 0).
+        out: Folder for model.zip and progress.csv; runs/ALGO_ENV_n by default.
+        verbose: Print a table of the training's values at every log.
+    """
+    from advantage.training.loggers import configure, run_folder
+
+    face = _face(algorithm)
+    if total_timesteps < 1:
+        raise Refusal(f"--total-timesteps {total_timesteps}: has to be at least 1")
+    given = _settings([text for group in settings for text in group])
+    model = face("MlpPolicy", env, n_envs=n_envs, seeds=seeds, seed=seed, **given)
+    folder = str(out or run_folder("runs", f"{face.__name__}_{re.sub(r'[^A-Za-z0-9.-]+', '-', env)}"))
+    model.set_logger(configure(folder, ["csv", *(["stdout"] if verbose else [])]))
+    path, code, began = Path(folder) / "model.zip", 0, time.perf_counter()
+    try:
+        model.learn(total_timesteps, progress_bar=True)
+    except KeyboardInterrupt:
+        print(f"stopped at {model.num_timesteps:,} of {total_timesteps:,} steps", file=sys.stderr)
+        code = INTERRUPTED
+    finally:
+        # Also after an error: the model is as after its last good update.
+        seconds = time.perf_counter() - began
+        model.logger.close()
+        if model.num_timesteps:
+            model.save(path)
+            returns = [model._driver.recent(s).returns for s in range(seeds)]
+            title = f"{face.__name__} on {env}: the last episodes of training"
+            print_table(title, returns, seed, f"{model.num_timesteps * seeds / seconds:,.0f} steps/s")
+            print(f"saved {path}")
+    return code
+
+
+def evaluate(
+    file: File,
+    /,
+    *,
+    env: EnvId = None,
+    episodes: int = 20,
+    seed: int = 0,
+    stochastic: bool = False,
+    debug: Debug = False,
+) -> None:
+    """Play whole episodes with a saved model, each seed's agent in turn.
+
+    Args:
+        env: The environment; by default the one it was trained on.
+        episodes: For each seed.
+        seed: Of the environment.
+        stochastic: Sample actions instead of taking the best.
+    """
+    from advantage.training.evaluation import evaluate_seeds
+
+    model = _load(file)
+    env = _env_of(model, env, file)
+    began = time.perf_counter()
+    returns = evaluate_seeds(model, env, episodes, not stochastic, seed=seed)
+    note = f"{episodes} episodes each, {time.perf_counter() - began:.1f} s"
+    print_table(f"{type(model).__name__} on {env}", list(returns), model.seed or 0, note)
+
+
+def watch(
+    file: File,
+    /,
+    *,
+    env: EnvId = None,
+    gif: Annotated[Path | None, arg(metavar="FILE")] = None,
+    seed_index: int = 0,
+    seed: int = 0,
+    max_steps: int = 1000,
+    debug: Debug = False,
+) -> None:
+    """Watch a saved model play, in a window or as a GIF.
+
+    Args:
+        env: The environment; by default the one it was trained on.
+        gif: Write one episode to this file instead of opening a window.
+        seed_index: Which of the agents trained side by side plays: 0, 1, ...
+        seed: Of the environment.
+        max_steps: Steps of an episode at most.
+    """
+    from advantage.experiments.plots import save_gif
+    from advantage.training.evaluation import frames_per_second, record_frames, renderable
+
+    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
+    if not _has_display():
+        if gif is None:
+            raise Refusal(f"there is no display for a window: write a film with --gif {file.stem}.gif")
+        os.environ["SDL_VIDEODRIVER"] = "dummy"  # SDL would complain about it in its own words
+    model = _load(file)
+    made = renderable(_env_of(model, env, file))
+    fps = frames_per_second(made)
+    if gif is None:
+        _window(model, made, fps, seed, seed_index, max_steps)
+        return
+    frames, total = record_frames(model, made, max_steps, seed, seed_index=seed_index)
+    save_gif(frames, gif, fps)
+    print(f"saved {gif}: {len(frames) - 1} steps, return {total:,.4g}")
+
+
+def algorithms(*, debug: Debug = False) -> None:
+    """List the algorithms."""
+    from advantage.models import ALGORITHMS
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("name", "family", "policy", "action spaces", "paper"):
+        table.add_column(column, no_wrap=column != "family")
+    for name, face in sorted(ALGORITHMS.items()):
+        title, paper = _title(face.algorithm.__doc__ or "")
+        policy = "off-policy" if hasattr(face.algorithm, "learn") else "on-policy"
+        spaces = "\n".join(face.algorithm.ACTION_SPACES)
+        table.add_row(name, title, policy, spaces, paper)
+    Console().print(table)
+
+
+def print_table(title: str, returns: list[np.ndarray], first_seed: int, note: str) -> None:
+    """Returns `[episodes]` of each seed, and the interquartile mean of the seeds' means."""
+    import numpy as np
+
+    from advantage.experiments.statistics import bootstrap_interval, iqm
+
+    table = Table()
+    for column in ("seed", "episodes", "return", "std", "min", "max"):
+        table.add_column(column, justify="right")
+    for i, row in enumerate(returns):
+        numbers = (np.mean(row), np.std(row), np.min(row), np.max(row)) if len(row) else ()
+        table.add_row(str(first_seed + i), str(len(row)), *([f"{x:,.1f}" for x in numbers] or ["-"] * 4))
+    means, notes = [np.mean(row) for row in returns if len(row)], []
+    if len(means) > 1:
+        table.add_section()
+        table.add_row("IQM", str(sum(map(len, returns))), f"[bold]{iqm(means):,.1f}[/bold]")
+        low, high = bootstrap_interval(means)
+        notes = [f"IQM: interquartile mean over seeds, 95% interval {low:,.1f} to {high:,.1f}"]
+    console = Console(highlight=False)
+    console.print(f"[bold]{escape(title)}[/bold]", table, "\n".join([note, *notes]), sep="\n")
+
+
+def _settings(texts: Sequence[str]) -> dict[str, Any]:
+    """`name=value` texts as keywords."""
+    given = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip():
+            raise Refusal(f"--set {text!r}: write name=value, such as --set learning_rate=3e-4")
+        given[name.strip().replace("-", "_")] = _value(value.strip())
+    return given
+
+
+def _value(text: str) -> Any:
+    """A number, boolean, None, list or dict as JSON or Python write it; else the text itself."""
+    words = {"true": True, "false": False, "none": None, "null": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    python = re.sub(r"\b(true|false|null)\b", lambda m: str(words[m[0]]), text) if text[:1] in "[{(" else text
+    try:
+        return ast.literal_eval(python)
+    except (ValueError, SyntaxError):
+        if text[:1] in "[{(":
+            raise Refusal(f"--set: {text!r} is no list or dict: write it as JSON, in quotes") from None
+        return text
+
+
+def _face(name: str) -> type[Model]:
+    from advantage.models import ALGORITHMS
+
+    faces = {known.lower(): face for known, face in ALGORITHMS.items()}
+    if name.lower() not in faces:
+        near = difflib.get_close_matches(name.lower(), faces, n=1)
+        hint = f"did you mean {near[0].upper()}?" if near else f"choose from {', '.join(ALGORITHMS)}"
+        raise Refusal(f"there is no algorithm {name!r}: {hint}")
+    return faces[name.lower()]
+
+
+def _load(file: Path) -> Model:
+    from advantage.training.files import read_model
+
+    return _face(str(read_model(file)[0].get("algorithm"))).load(file)
+
+
+def _env_of(model: Model, env: str | None, file: Path) -> str:
+    if env is None and model.env_id is None:
+        raise Refusal(f"{file} does not say on which environment it was trained: add --env ID")
+    return env or str(model.env_id)
+
+
+def _title(docstring: str) -> tuple[str, str]:
+    """`(name, citation)` of a module whose docstring is `Name (Authors, year, link).`"""
+    first = " ".join(docstring.strip().split("\n\n")[0].split())
+    match = re.match(r"(?P<name>[^(]+?) \((?P<authors>.+?), (?P<link>https?://[^)\s]+)\)", first)
+    if match is None:
+        return first, ""
+    link = match["link"].replace("https://arxiv.org/abs/", "arXiv:").replace("https://doi.org/", "doi:")
+    return match["name"], f"{match['authors']}\n{link}"
+
+
+def _has_display() -> bool:
+    shown = ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER")
+    return not sys.platform.startswith("linux") or any(os.environ.get(name) for name in shown)
+
+
+def _window(model: Model, env: Any, fps: float, seed: int, seed_index: int, max_steps: int) -> None:
+    """Episode after episode, until the window is closed (or Escape or Q pressed)."""
+    from advantage.training.evaluation import film
+
+    try:
+        import pygame
+    except ImportError:
+        raise ImportError('a window needs pygame: pip install "advantage[classic]"') from None
+    screen, clock = None, pygame.time.Clock()
+    pygame.display.init()
+    try:
+        for episode in range(EPISODES_WATCHED):
+            total = 0.0
+            with contextlib.closing(film(model, env, seed + episode, seed_index=seed_index)) as pictures:
+                for frame, total in _at_most(pictures, max_steps):
+                    if screen is None:
+                        screen = pygame.display.set_mode((frame.shape[1], frame.shape[0]))
+                    pygame.display.set_caption(f"episode {episode + 1}: return {total:,.4g}")
+                    screen.blit(pygame.surfarray.make_surface(frame.swapaxes(0, 1)), (0, 0))
+                    pygame.display.flip()
+                    clock.tick(fps)
+                    if any(_closes(pygame, event) for event in pygame.event.get()):
+                        return
+            print(f"episode {episode + 1}: return {total:,.4g}")
+    finally:
+        pygame.display.quit()
+
+
+def _at_most(pictures: Iterator[Any], steps: int) -> Iterator[Any]:
+    return (pair for pair, _ in zip(pictures, range(steps + 1), strict=False))
+
+
+def _closes(pygame: Any, event: Any) -> bool:
+    keys = (pygame.K_ESCAPE, pygame.K_q)
+    return event.type == pygame.QUIT or (event.type == pygame.KEYDOWN and event.key in keys)
+
+
+def _note(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    """A warning as one line."""
+    print(f"note: {_flat(str(message))}", file=sys.stderr)
+
+
+def _one_line(error: Exception) -> str:
+    """What was given, expected and to be done, where the library says so; else the error's kind too."""
+    text = _flat(str(error))
+    own = isinstance(error, Refusal | ValueError | ImportError | OSError | TypeError | RuntimeError)
+    if isinstance(error, OSError) and not isinstance(error, FileNotFoundError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    cause = " (--debug shows where)" if not own or error.__cause__ is not None else ""
+    return f"{text if own and text else f'{type(error).__name__}: {text}'}{cause}"
+
+
+def _flat(text: str) -> str:
+    return " ".join(text.split())

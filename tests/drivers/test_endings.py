@@ -1,0 +1,273 @@
+"""Endings and exact totals under every kind of environment: in the chunks themselves, and in what is learned.
+
+`probes.Endings` (see there) mixes terminations, truncations and both at once; its values are known.
+"""
+
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from advantage.algorithms import dqn, ppo
+from advantage.drivers.fused import FusedDriver
+from advantage.drivers.host import HostDriver
+from advantage.envs.probes import Endings, TimeLimitLoop
+from advantage.types import Agent, Chunk, sanitise, successor
+
+HOST = ["sync", "same", "next", "disabled"]
+KINDS = [*HOST, "jax"]
+GAMMA = 0.8
+LEARNERS = {
+    "ppo": ppo.Config(
+        n_steps=32, batch_size=32, n_epochs=8, learning_rate=0.03, gamma=GAMMA, gae_lambda=0.9, max_grad_norm=10.0,
+        net_arch=ppo.Architecture(),
+    ),
+    "dqn": dqn.Config(
+        learning_rate=0.03, buffer_size=600, learning_starts=50, batch_size=32, train_freq=8, gradient_steps=8,
+        gamma=GAMMA, target_update_interval=64, net_arch=(), n_steps=2,
+    ),
+}  # fmt: skip
+STEPS = {"ppo": 64 * 20, "dqn": 1600}
+ZEROS = {"learning_rate": lambda left: 0.03 * left}  # the noise of the last updates averages out
+
+
+def driver_of(toys, kind, agent, config, num_seeds, num_envs, env=None):
+    """A driver of one kind of environment, ready to run."""
+    if kind == "jax":
+        driver = FusedDriver(agent, env or Endings(), 5, num_seeds, num_envs, devices=jax.local_devices()[:1])
+    else:
+        driver = HostDriver(agent, toys.vector_envs(kind, num_seeds, num_envs), 5)
+    driver.init(config)
+    return driver
+
+
+def collected(driver, config, targets):
+    """Chunks `[S, T, N, ...]` up to each of the targets."""
+    chunks, at = [], 0
+    for target in targets:
+        while at < target:
+            # One chunk at a time; the fused driver may do several before it reports.
+            to = min(at + config.n_steps * driver.num_envs, target)
+            for report in driver.run(config, {}, at, to):
+                chunks.append(jax.tree.map(np.array, driver.memory))
+                at = report.steps
+    return chunks
+
+
+def check_rows(toys, chunks, seed, env):
+    """One environment's valid rows against the rules of `Endings`; returns how many there are."""
+    rows = []
+    for chunk in chunks:
+        one = jax.tree.map(lambda x: jnp.asarray(x[seed]), chunk)
+        following = np.asarray(successor(sanitise(one)))
+        rows += [
+            (np.asarray(one.obs)[t, env], following[t, env], *(np.asarray(x)[t, env] for x in one[1:2] + one[4:7]))
+            for t in np.flatnonzero(np.asarray(one.valid)[:, env])
+        ]
+    steps, ended, expected = 0, True, None
+    for obs, after, is_first, reward, terminated, truncated in rows:
+        place = int(np.argmax(obs))
+        assert np.array_equal(obs, np.eye(5)[place])
+        assert is_first or not ended, "an episode began without is_first"
+        if not is_first:
+            assert place == expected, "a row does not follow the one before"
+        steps = 1 if is_first else steps + 1
+        assert reward == toys.REWARDS[place]
+        assert terminated == (place == 2)
+        assert truncated == (steps == toys.LIMIT)
+        assert np.argmax(after) == toys.FOLLOWING[place], "the successor is not the true one"
+        expected, ended = toys.FOLLOWING[place], bool(terminated | truncated)
+    return len(rows)
+
+
+@pytest.mark.parametrize("num_seeds", [1, 3])
+@pytest.mark.parametrize("kind", KINDS)
+def test_chunks_hold_every_step_and_its_true_successor(toys, kind, num_seeds):
+    """Rows follow each other, start where is_first says and end with their own final observation."""
+    config = toys.RecorderConfig(n_steps=8)
+    driver = driver_of(toys, kind, toys.recorder, config, num_seeds, 3)
+    chunks = collected(driver, config, [96])
+    for seed in range(num_seeds):
+        counts = [check_rows(toys, chunks, seed, env) for env in range(3)]
+        assert sum(counts) == 96
+        assert int(driver.seed_state(seed).seen) == 96
+        recent = driver.recent(seed)
+        assert recent.total > 20 and set(recent.lengths.tolist()) <= {1, 2, 3}
+        assert len(recent.returns) == min(recent.total, 100)
+
+
+@pytest.mark.parametrize("num_seeds", [1, 2])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("num_envs", [1, 3])
+def test_totals_are_exact(toys, kind, num_seeds, num_envs):
+    """Every seed gets exactly the steps asked for, however they divide, and every call continues rightly."""
+    config = toys.RecorderConfig(n_steps=4)
+    driver = driver_of(toys, kind, toys.recorder, config, num_seeds, num_envs)
+    at, chunks = 0, []
+    for more in (1, 7, 12, 25, 2, 5, 6):
+        for report in driver.run(config, {}, at, at + more):
+            chunks.append(jax.tree.map(np.array, driver.memory))
+        at += more
+        assert report.steps == at
+        for seed in range(num_seeds):
+            assert int(driver.seed_state(seed).seen) == at
+            if kind != "jax":  # which hands out only a segment's last chunk
+                counts = [check_rows(toys, chunks, seed, env) for env in range(num_envs)]
+                assert sum(counts) == at
+
+
+def test_a_seed_that_waits_for_others_begins_anew(toys):
+    """Next-step autoreset: a seed without dummy rows is done first; its uncounted steps leave no hidden gap."""
+    mode = toys.AutoresetMode.NEXT_STEP
+    make = lambda length: toys.SyncVectorEnv([lambda: toys.Counting(length)], autoreset_mode=mode)  # noqa: E731
+    driver = HostDriver(toys.recorder, toys.VectorEnvs([make(2), make(60)]), 5)
+    config = toys.RecorderConfig(n_steps=4)
+    driver.init(config)
+    rows = []
+    for start, stop in ((0, 10), (10, 20)):
+        for _ in driver.run(config, {}, start, stop):
+            chunk = jax.tree.map(lambda x: np.array(x)[1, :, 0], driver.memory._replace(carry=(), last_obs=()))
+            rows += zip(chunk.obs[chunk.valid, 0], chunk.is_first[chunk.valid], strict=True)
+    assert len(rows) == 20
+    for (before, _), (obs, is_first) in zip(rows[:-1], rows[1:], strict=True):
+        assert is_first or obs == before + 1
+
+
+def test_seeds_stopped_apart_still_reach_the_same_total(toys):
+    """A run stopped in mid-chunk where seeds have done different numbers of steps gives each its exact total."""
+    config = toys.RecorderConfig(n_steps=8)
+    driver = driver_of(toys, "next", toys.recorder, config, 3, 1)
+    at = []
+    list(driver.run(config, {}, 0, 60, lambda step: at.append(step.steps) or step.steps < 21))
+    assert at[-1] == 21
+    list(driver.run(config, {}, 21, 60))
+    assert [int(driver.seed_state(s).seen) for s in range(3)] == [60] * 3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_last_vector_step_counts_the_lowest_environments(toys, kind):
+    """Where N does not divide the total, environments of lower index get the odd steps."""
+    config = toys.RecorderConfig(n_steps=4)
+    driver = driver_of(toys, kind, toys.recorder, config, 1, 3)
+    list(driver.run(config, {}, 0, 5))
+    valid = np.asarray(driver.memory.valid)[0]
+    if kind != "next":  # which has dummy rows in between
+        assert valid.tolist() == [[True] * 3, [True, True, False], [False] * 3, [False] * 3]
+    assert valid.sum() == 5
+
+
+@pytest.mark.parametrize("kind", ["next"])
+def test_dummy_rows_are_invalid_and_alone(toys, kind):
+    """Next-step autoreset: exactly the row after each end is invalid, and the row after that begins anew."""
+    config = toys.RecorderConfig(n_steps=40)
+    driver = driver_of(toys, kind, toys.recorder, config, 1, 2)
+    driver_run = driver.run(config, {}, 0, 60)
+    next(driver_run)
+    chunk = jax.tree.map(lambda x: np.array(x)[0], driver.memory._replace(carry=()))
+    written = np.cumsum(chunk.valid.sum(axis=1)) < 60
+    for env in range(2):
+        done = (chunk.terminated | chunk.truncated)[written, env] & chunk.valid[written, env]
+        assert (~chunk.valid[written, env])[1:].tolist() == done[:-1].tolist()
+        assert chunk.is_first[written, env][1:][~chunk.valid[written, env][:-1]].all()
+
+
+def learned(driver, name, seed):
+    """The values of the five places."""
+    network, places = driver.seed_state(seed).network, jnp.eye(5)
+    return np.asarray(network.value(places) if name == "ppo" else network(places).mean(axis=-1))
+
+
+@pytest.mark.parametrize("name", ["ppo", "dqn"])
+@pytest.mark.parametrize("num_seeds", [1, 3])
+@pytest.mark.parametrize("kind", KINDS)
+def test_learned_values_are_the_true_ones(toys, kind, num_seeds, name):
+    """Terminations end a return, truncations do not: the learned values are those in closed form."""
+    config = LEARNERS[name]
+    driver = driver_of(toys, kind, getattr(toys, name), config, num_seeds, 2)
+    total = STEPS[name] + 1  # a last, partial chunk
+    list(driver.run(config, ZEROS | getattr(toys, name).algorithm.schedules(config), 0, total))
+    truth = Endings().value(np.eye(5), GAMMA)
+    for seed in range(num_seeds):
+        np.testing.assert_allclose(learned(driver, name, seed), truth, atol=0.2)
+
+
+@pytest.mark.parametrize("name", ["ppo", "dqn"])
+def test_truncation_taken_for_termination_misses_the_values(toys, name):
+    """The test above can tell: with the wrong update the ring's values are far too low."""
+    right, config = getattr(toys, name), LEARNERS[name]
+
+    def wrong(config, state, memory, chunk: Chunk):
+        return right.update(config, state, memory, chunk._replace(terminated=chunk.terminated | chunk.truncated))
+
+    agent = Agent(right.algorithm, wrong, right.init_memory)
+    driver = driver_of(toys, "jax", agent, config, 1, 2)
+    list(driver.run(config, ZEROS | right.algorithm.schedules(config), 0, STEPS[name] + 1))
+    truth = Endings().value(np.eye(5), GAMMA)
+    assert (truth - learned(driver, name, 0))[3:].min() > 0.4
+
+
+@pytest.mark.parametrize("name", ["ppo", "dqn"])
+def test_a_time_limit_does_not_lower_the_value(toys, name):
+    """Reward 1 for ever, cut every five steps, is worth 1 / (1 - gamma) = 5; taken for the end, 2.3."""
+    config, env = LEARNERS[name], TimeLimitLoop()
+    driver = driver_of(toys, "jax", getattr(toys, name), config, 1, 2, env)
+    list(driver.run(config, ZEROS | getattr(toys, name).algorithm.schedules(config), 0, STEPS[name]))
+    network, obs = driver.seed_state(0).network, jnp.zeros((1, 1))
+    value = network.value(obs) if name == "ppo" else network(obs).mean(axis=-1)
+    np.testing.assert_allclose(value, env.value(np.zeros((1, 1)), GAMMA), atol=0.6)
+
+
+def chunk_with_garbage(config, garbage):
+    """A chunk of `Endings` whose invalid rows hold zeros, or garbage."""
+    rng = np.random.default_rng(0)
+    lead = (config.steps_per_update, 2)
+    valid = np.ones(lead, bool)
+    valid[3, 0] = valid[5:, 1] = False
+    flags = rng.random((3, *lead)) < 0.2
+    flags[0, 4, 0] = True
+    obs = np.eye(5, dtype=np.float32)[rng.integers(0, 5, lead)]
+    chunk = Chunk(
+        obs, flags[0], None, rng.integers(0, 2, lead).astype(np.int32), rng.random(lead).astype(np.float32),
+        flags[1], flags[2], valid, obs[::-1].copy(), obs[0],
+    )  # fmt: skip
+    if not garbage:
+        return chunk
+    bad = ~valid
+    after = np.concatenate([np.zeros_like(bad[:1]), valid[:-1]])  # holds a valid row's successor
+    chunk.obs[bad & ~after] = np.nan
+    chunk.reward[bad] = np.inf
+    chunk.final_obs[bad] = np.nan
+    chunk.action[bad] = 10**6
+    for flag in (chunk.terminated, chunk.truncated, chunk.is_first):
+        flag[bad] = ~flag[bad]
+    last = chunk.last_obs.copy()
+    last[~valid[-1]] = np.nan
+    return chunk._replace(last_obs=last)
+
+
+@pytest.mark.parametrize("name", ["ppo", "dqn"])
+def test_garbage_in_invalid_rows_changes_no_bit(toys, name):
+    """NaN, infinities and illegal actions in rows that do not count reach nothing; none valid: the identity."""
+    agent, config = getattr(toys, name), LEARNERS[name]
+    if name == "dqn":
+        config = types.SimpleNamespace(**vars(config)) and dqn.Config(
+            buffer_size=40, learning_starts=0, batch_size=8, train_freq=8, gradient_steps=3, net_arch=(), n_steps=2
+        )
+    spec = Endings().spec
+    state = agent.algorithm.init(config, spec, jax.random.PRNGKey(0))
+    memory = agent.init_memory(config, spec, 2)
+    update = jax.jit(agent.update, static_argnums=0)
+    clean, dirty = (
+        update(config, state, memory, jax.tree.map(jnp.asarray, chunk_with_garbage(config, garbage)))
+        for garbage in (False, True)
+    )
+    for a, b in zip(jax.tree.leaves(clean), jax.tree.leaves(dirty), strict=True):
+        np.testing.assert_array_equal(a, b)
+        assert np.isfinite(np.asarray(a, np.float64)).all()
+    nothing = chunk_with_garbage(config, True)
+    nothing = nothing._replace(valid=np.zeros_like(nothing.valid), obs=nothing.obs * np.nan)
+    after = update(config, *clean[:2], jax.tree.map(jnp.asarray, nothing))
+    for a, b in zip(jax.tree.leaves(clean[:2]), jax.tree.leaves(after[:2]), strict=True):
+        np.testing.assert_array_equal(a, b)

@@ -1,0 +1,137 @@
+"""The replayed update: how often it learns, that empty chunks change nothing, what it compiles to."""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from advantage.algorithms import dqn
+from advantage.memory.replayed import init_memory, replayed_update
+from advantage.types import NONFINITE, Chunk, Space, Spec
+
+T, N = 4, 2
+SPEC = Spec(Space("box", (3,), low=-1.0, high=1.0), Space("discrete", (), "int32", n=(2,), start=(0,)))
+CONFIG = dqn.Config(net_arch=(4,), batch_size=8, buffer_size=64, learning_starts=0, target_update_interval=100)
+update = jax.jit(replayed_update(dqn))
+
+
+@functools.cache
+def fresh():
+    init = jax.jit(lambda key: (dqn.init(CONFIG, SPEC, key), init_memory(CONFIG, SPEC, N)))
+    return init(jax.random.PRNGKey(0))
+
+
+def chunk(valid=None, seed=0, garbage=0.0):
+    """Random rows; invalid ones hold `garbage`."""
+    rng = np.random.default_rng(seed)
+    valid = np.ones((T, N), bool) if valid is None else np.asarray(valid, bool)
+    obs, final_obs = rng.normal(size=(2, T, N, 3)).astype(np.float32)
+    reward, terminated = rng.normal(size=(T, N)).astype(np.float32), rng.random((T, N)) < 0.2
+    before = np.concatenate([np.zeros((1, N), bool), valid[:-1] & ~terminated[:-1]])
+    obs[~(valid | before)], final_obs[~valid], reward[~valid] = garbage, garbage, garbage
+    last_obs = np.where(valid[-1, :, None], rng.normal(size=(N, 3)), garbage)
+    return Chunk(
+        jnp.asarray(obs), jnp.asarray(~valid), None, jnp.asarray(rng.integers(2, size=(T, N)), jnp.int32),
+        jnp.asarray(reward), jnp.asarray(terminated), jnp.zeros((T, N), bool), jnp.asarray(valid),
+        jnp.asarray(final_obs), jnp.asarray(last_obs, jnp.float32),
+    )  # fmt: skip
+
+
+def assert_same_bits(a, b):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(np.atleast_1d(x).view(np.uint8), np.atleast_1d(y).view(np.uint8))
+
+
+@pytest.mark.parametrize(("gradient_steps", "expected"), [(1, 1), (3, 3), (-1, 5), (0, 0)])
+def test_gradient_steps(gradient_steps, expected):
+    """As many as asked for; -1: as many as valid rows were collected, here 5 of 8."""
+    config = dataclasses.replace(CONFIG, gradient_steps=gradient_steps)
+    valid = [[1, 1], [1, 0], [1, 0], [1, 0]]
+    state, memory, metrics = update(config, *fresh(), chunk(valid))
+    assert int(state.n_updates) == expected
+    assert int(memory.size.sum()) == 5 and int(state.steps) == 5
+    assert math.isnan(metrics["train/loss"]) == (expected == 0)
+    assert float(metrics[NONFINITE]) == 0.0
+
+
+def test_learning_starts():
+    """Not before more than `learning_starts` environment steps were observed, as in SB3; then at once."""
+    config = dataclasses.replace(CONFIG, learning_starts=16)
+    state, memory = fresh()
+    for expected in (0, 0, 1, 2):
+        before = state
+        state, memory, _ = update(config, state, memory, chunk())
+        assert int(state.n_updates) == expected
+        if not expected:
+            assert_same_bits(before.network, state.network)
+
+
+def test_an_empty_chunk_is_the_identity():
+    """On State and Memory, in every bit, whatever the invalid rows hold."""
+    state, memory, _ = update(CONFIG, *fresh(), chunk())
+    after = update(CONFIG, state, memory, chunk(np.zeros((T, N)), 1, np.nan))
+    assert_same_bits((state, memory), after[:2])
+    assert float(after[2][NONFINITE]) == 0.0
+
+
+def test_garbage_changes_no_bit():
+    """NaN in invalid rows, zeros there: the same result."""
+    valid = [[1, 1], [0, 1], [1, 0], [1, 0]]
+    clean = update(CONFIG, *fresh(), chunk(valid, 2, 0.0))
+    dirty = update(CONFIG, *fresh(), chunk(valid, 2, np.nan))
+    assert_same_bits(clean, dirty)
+
+
+def test_steps_left_out_are_counted():
+    """Each of three steps with a gradient that is not finite counts, and changes no parameter."""
+    config = dataclasses.replace(CONFIG, gradient_steps=3)
+    bad = chunk()
+    state, _, metrics = update(config, *fresh(), bad._replace(reward=jnp.full((T, N), jnp.inf)))
+    assert float(metrics[NONFINITE]) == 3.0
+    assert_same_bits(state.network, fresh()[0].network)
+
+
+def test_metrics_are_means_over_gradient_steps():
+    """The loss of three identical steps is that of one."""
+    config = dataclasses.replace(CONFIG, learning_rate=0.0, buffer_size=8)
+    one = chunk()
+    same = jax.tree.map(lambda x: jnp.broadcast_to(x[:1, :1], x.shape), one._replace(last_obs=None))
+    same = same._replace(last_obs=jnp.broadcast_to(one.obs[0, :1], one.last_obs.shape))
+    losses = []
+    for count in (1, 3):
+        now = dataclasses.replace(config, gradient_steps=count)
+        losses.append(float(update(now, *fresh(), same)[2]["train/loss"]))
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-6)
+
+
+def shapes(config):
+    state = jax.eval_shape(lambda: dqn.init(config, SPEC, jax.random.PRNGKey(0)))
+    memory = jax.eval_shape(lambda: init_memory(config, SPEC, N))
+    return state, memory, jax.eval_shape(lambda: chunk())
+
+
+def test_the_ring_is_not_copied():
+    """Donated, it is written in place: temporary memory is far below the ring's size."""
+    config = dataclasses.replace(CONFIG, buffer_size=100_000, gradient_steps=4)
+    state, memory, rows = shapes(config)
+    run = jax.jit(functools.partial(replayed_update(dqn), config), donate_argnums=(0, 1))
+    analysis = run.lower(state, memory, rows).compile().memory_analysis()
+    ring = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(memory))
+    assert ring > 3_000_000
+    assert analysis.temp_size_in_bytes < ring / 20
+    assert analysis.alias_size_in_bytes >= ring
+
+
+def test_the_program_does_not_grow_with_gradient_steps():
+    """A loop, not copies of its body."""
+
+    def length(gradient_steps):
+        config = dataclasses.replace(CONFIG, gradient_steps=gradient_steps)
+        lowered = jax.jit(functools.partial(replayed_update(dqn), config)).lower(*shapes(config))
+        return len(lowered.as_text().splitlines())
+
+    assert length(1) == length(1000)
