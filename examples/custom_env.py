@@ -51,7 +51,7 @@ if __name__ == "__main__":
     total_timesteps = parser.parse_args().total_timesteps
 
     env = Chase()
-    model = PPO("MlpPolicy", env, n_envs=16, n_steps=32, batch_size=128, gamma=0.95, learning_rate=1e-3, seed=0)
+    model = PPO("MlpPolicy", env, n_envs=16, n_steps=32, batch_size=128, gamma=0.95, seed=0)
     print("return before training: {:.2f} ± {:.2f}".format(*evaluate_policy(model, env, 100)))
     model.learn(total_timesteps, progress_bar=True)
     print("return after training:  {:.2f} ± {:.2f}".format(*evaluate_policy(model, env, 100)))

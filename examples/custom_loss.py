@@ -28,8 +28,8 @@ if __name__ == "__main__":
     parser.add_argument("--total-timesteps", type=int, default=40_000)
     total_timesteps = parser.parse_args().total_timesteps
 
-    settings = {"n_envs": 8, "n_steps": 32, "batch_size": 256, "gamma": 0.98, "learning_rate": 1e-3, "seed": 0}
-    model = PPO("MlpPolicy", "advantage/CartPole-v1", loss=calm_loss, **settings)
+    env, settings = "advantage/CartPole-v1", {"n_envs": 8, "n_steps": 32, "batch_size": 256, "gamma": 0.98}
+    model = PPO("MlpPolicy", env, loss=calm_loss, learning_rate=1e-3, seed=0, **settings)
     model.learn(total_timesteps, progress_bar=True)
     model.save("runs/calm.zip")
 

@@ -59,6 +59,7 @@ FACE_OPTIONS: dict[str, Any] = {
     "n_envs": 1,
     "seeds": 1,
 }
+STORED_OPTIONS = ("seed", "verbose", "stats_window_size", "n_envs")
 # Fields that the face fills from elsewhere: `policy_kwargs`, or the driver.
 HIDDEN_FIELDS = {
     "net_arch", "activation_fn", "ortho_init", "log_std_init", "full_std", "use_expln",
@@ -91,13 +92,15 @@ class Model:
             policy_kwargs=dict(options["policy_kwargs"] or {}), stats_window_size=options["stats_window_size"],
             num_timesteps=0, num_seeds=_positive("seeds", options["seeds"]), _env=None, _driver=None, _spec=None,
             _state=None, _logger=None, env_id=None, _acting={}, _stop=0, _predictions=0, _device=_device(options["device"]),
+            n_envs=_positive("n_envs", options["n_envs"]),
         )  # fmt: skip
         self._set(_config=None, _schedules={})
         fields = {**network_fields(self.algorithm.Config, self.policy_kwargs), **fields}
         config, schedules = configured(self.algorithm.Config(), {}, fields)
-        self._set(_config=config, _schedules=schedules, seed=options["seed"])
+        seed = options["seed"]
+        self._set(_config=config, _schedules=schedules, seed=None if seed is None else int(seed))
         if env is not None:
-            self._attach(env, _positive("n_envs", options["n_envs"]))
+            self._attach(env, self.n_envs)
 
     # -- training --------------------------------------------------------------------------------
 
@@ -190,7 +193,7 @@ class Model:
                 self._actor(seed_index), state, Observed(obs, is_first, mask), self._base_seed(), self._predictions
             )
         action = self.algorithm.to_env(self._spec.action, np.array(action))
-        return action[0] if single else action, carry if jax.tree.leaves(carry) else None
+        return action[0, ...] if single else action, carry if jax.tree.leaves(carry) else None
 
     def best_seed(self, evaluation: Any) -> int:
         """The index of the best seed, to be given as `seed_index`: a choice that is always explicit.
@@ -216,14 +219,12 @@ class Model:
     def _actor(self, seed_index: int) -> PyTree:
         """The acting parameters of a seed; kept until training goes on."""
         version = None if self._driver is None else self._driver.version
-        key = (seed_index, self.num_timesteps, self._config)
-        if self._acting.get("version") != version or key not in self._acting:
-            if self._acting.get("version") != version:
-                self._acting.clear()
+        now = (version, self.num_timesteps, self._config)
+        if self._acting.get(seed_index, (None,))[0] != now:
             state = self._seed_state(seed_index)
-            self._acting["version"] = version
-            self._acting[key] = jax.tree.map(jnp.array, self.algorithm.actor(self._resolved()[0], state))
-        return self._acting[key]
+            actor = jax.tree.map(jnp.array, self.algorithm.actor(self._resolved()[0], state))
+            self._acting[seed_index] = (now, actor)
+        return self._acting[seed_index][1]
 
     # -- files -----------------------------------------------------------------------------------
 
@@ -247,7 +248,7 @@ class Model:
             "action_space": _plain_space(self._spec.action),
             "env_id": self.env_id,
             "counters": {"num_timesteps": self.num_timesteps, "stop": self._stop, "seeds": self.num_seeds},
-            "options": {"seed": self.seed, "verbose": self.verbose, "stats_window_size": self.stats_window_size},
+            "options": {name: getattr(self, name) for name in STORED_OPTIONS},
         }
         write_model(path, header, named_arrays(self._full_state()))
 
@@ -265,7 +266,9 @@ class Model:
         name = header.get("algorithm")
         if name != cls.__name__:
             raise NotAModel(f"{path} holds a {name} model: load it with {name}.load")
-        options = {k: overrides.pop(k) for k in ("seed", "verbose", "tensorboard_log") if k in overrides}
+        options = {k: overrides.pop(k) for k in (*STORED_OPTIONS, "tensorboard_log") if k in overrides}
+        if "seeds" in overrides:
+            raise TypeError("load takes no seeds: the file holds those that were trained")
         overrides.pop("custom_objects", None)
         fields = network_fields(cls.algorithm.Config, overrides.pop("policy_kwargs", {}))
         fields.update(cls._arguments((), overrides)[1])
@@ -296,12 +299,16 @@ class Model:
         """Set every seed's arrays from `get_parameters`' result, or from a model file's path.
 
         Raises:
-            NotAModel: a name or shape does not fit (with `exact_match`, also a missing name).
+            NotAModel: a name or shape does not fit (with `exact_match`, also a missing or unknown name).
         """
         state = self._full_state()
         if isinstance(parameters, Mapping):
-            current = {} if exact_match else named_arrays(jax.tree.map(lambda x: x[0], state))
+            known = named_arrays(jax.tree.map(lambda x: x[0], state))
+            current = {} if exact_match else known
             given = {k: np.asarray(v) for part in parameters.values() for k, v in part.items()}
+            unknown = sorted(set(given) - set(known))
+            if exact_match and unknown:
+                raise NotAModel(f"parameters has {unknown[0]!r}, which the model lacks: drop it or set exact_match=False")
             like = jax.tree.map(lambda x: x[0], state)
             one = restored(like, {**current, **given}, "parameters")
             new = jax.tree.map(lambda x: np.repeat(np.asarray(x)[None], self.num_seeds, axis=0), one)
@@ -318,7 +325,8 @@ class Model:
             ValueError: the spaces differ, and how.
         """
         state = self._full_state() if self._spec is not None else None
-        self._attach(env, 1, state)
+        # An id or a JAX environment has no number of its own.
+        self._attach(env, self.n_envs if isinstance(env, str) or is_jax_env(env) else 1, state)
 
     def get_env(self) -> Any:
         """The environments in training: a `DummyVecEnv`, a `gymnasium.vector` or a JAX environment."""
@@ -333,7 +341,7 @@ class Model:
         jax_env = is_jax_env(env)
         spec = env.spec if jax_env else _host_spec(env)
         count = n_envs if jax_env else env.num_envs
-        self._check(spec, count)
+        self._check(spec, count, jax_env)
         agent = agent_of(self.algorithm)
         with self._on_device():
             if jax_env:
@@ -346,7 +354,7 @@ class Model:
         if state is not None:
             self._put_state(state)
 
-    def _check(self, spec: Spec, num_envs: int) -> None:
+    def _check(self, spec: Spec, num_envs: int, fused: bool) -> None:
         """Everything that can be known to fail before training."""
         kind = spec.action.kind
         if kind not in self.algorithm.ACTION_SPACES:
@@ -367,10 +375,11 @@ class Model:
             raise ValueError("policy='CnnPolicy' is not built yet: use 'MlpPolicy' with a features_extractor_class")
         if spec.observation.kind == "dict" and self.policy_name == "MlpPolicy":
             raise ValueError("policy='MlpPolicy' takes no Dict observations: use 'MultiInputPolicy'")
-        if num_envs * self.num_seeds > 1 and getattr(self._config, "episodes_per_update", None) is not None:
+        episodes = getattr(self._config, "episodes_per_update", None) is not None
+        if episodes and (fused or num_envs * self.num_seeds > 1):
             raise ValueError(
-                f"train_freq={self._config.train_freq} counts episodes, which works with one environment and one"
-                f" seed, not {num_envs} and {self.num_seeds}: give a number of steps"
+                f"train_freq={self._config.train_freq} counts episodes, which works with one Gymnasium environment"
+                " and one seed only: give a number of steps"
             )
         for note in self._config.check(spec, num_envs):
             warnings.warn(note, UserWarning, stacklevel=5)
@@ -441,10 +450,15 @@ class Model:
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _field_names(self.algorithm.Config):
+            before = {"_config": self._config, "_schedules": self._schedules}
             config, schedules = configured(self._config, self._schedules, {name: value})
             self._set(_config=config, _schedules=schedules)
-            if self._spec is not None and self._driver is not None:
-                self._check(self._spec, self.n_envs)
+            try:
+                if self._driver is not None:
+                    self._check(self._spec, self.n_envs, is_jax_env(self._env))
+            except ValueError:
+                self._set(**before)
+                raise
         else:
             self._set(**{name: value})
 
@@ -546,14 +560,23 @@ def _initial_state(algorithm: ModuleType, config: Any, spec: Spec, seeds: int) -
 
 def _batched(space: Space, observation: Any) -> tuple[PyTree, int, bool]:
     """`(observations [N, ...], N, whether it was a single one)`."""
-    rows = to_rows(space, observation)
-    shape, expected = jax.tree.leaves(rows)[0].shape, jax.tree.leaves(space.zeros())[0].shape
-    if shape == expected:
+    try:
+        rows = to_rows(space, observation)
+    except (IndexError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"observation is not of the model's observation_space {space.to_gymnasium()}:"
+            f" {type(error).__name__}: {error}"
+        ) from None
+    shapes, expected = ([x.shape for x in jax.tree.leaves(tree)] for tree in (rows, space.zeros()))
+    if shapes == expected:
         return jax.tree.map(lambda x: x[None], rows), 1, True
-    if shape[1:] == expected and len(shape) > len(expected):
-        return rows, shape[0], False
+    batch = shapes[0][:1]
+    if batch and shapes == [batch + shape for shape in expected]:
+        return rows, batch[0], False
+    given, one = (x[0] if len(x) == 1 else x for x in (shapes, expected))
+    many = ("N", *one) if isinstance(one, tuple) else [("N", *shape) for shape in one]
     raise ValueError(
-        f"observation has shape {shape}, expected {expected} for one or {('N', *expected)} for a batch:"
+        f"observation has shape {given}, expected {one} for one or {many} for a batch:"
         " give observations of the model's observation_space"
     )
 

@@ -285,6 +285,15 @@ def to_env(space: Space, action: Array | np.ndarray) -> Array | np.ndarray:
     return action
 
 
+def require(config: Any, low: int | float, high: int | float, *names: str) -> None:
+    """Raise `ValueError` unless these fields of a config lie within `low..high`; None passes."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not low <= value <= high:
+            bounds = f"at least {low:g}" if high == float("inf") else f"between {low:g} and {high:g}"
+            raise ValueError(f"{name}={value!r} is out of range: give a number {bounds}")
+
+
 def canonical_dtype(dtype: Any) -> str:
     """The dtype JAX holds without 64-bit mode: `float64 -> float32`, `int64 -> int32`."""
     return jax.dtypes.canonicalize_dtype(np.dtype(dtype)).name

@@ -14,8 +14,10 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from advantage.algorithms import dqn, ppo
 from advantage.drivers.common import streams
 from advantage.envs.jax import Transition, reset_envs, step_envs
+from advantage.envs.vec_env import DummyVecEnv
 from advantage.envs.vector import SyncEnvs, VectorEnvs
 from advantage.models import agent_of
+from advantage.training.callbacks import BaseCallback
 from advantage.types import NONFINITE, Agent, Space, Spec
 
 FOLLOWING, REWARDS, LIMIT = (1, 2, 3, 4, 3), (0.0, 0.0, 1.0, 1.0, 0.0), 3
@@ -240,4 +242,5 @@ def toys():
         "ppo": agent_of(ppo),
         "dqn": agent_of(dqn),
     }
+    agents |= {"BaseCallback": BaseCallback, "DummyVecEnv": DummyVecEnv}
     return types.SimpleNamespace(**{**globals(), **agents})

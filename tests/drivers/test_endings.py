@@ -3,8 +3,6 @@
 `probes.Endings` (see there) mixes terminations, truncations and both at once; its values are known.
 """
 
-import types
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -252,7 +250,7 @@ def test_garbage_in_invalid_rows_changes_no_bit(toys, name):
     """NaN, infinities and illegal actions in rows that do not count reach nothing; none valid: the identity."""
     agent, config = getattr(toys, name), LEARNERS[name]
     if name == "dqn":
-        config = types.SimpleNamespace(**vars(config)) and dqn.Config(
+        config = dqn.Config(
             buffer_size=40, learning_starts=0, batch_size=8, train_freq=8, gradient_steps=3, net_arch=(), n_steps=2
         )
     spec = Endings().spec

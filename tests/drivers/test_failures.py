@@ -67,12 +67,10 @@ def test_a_fault_in_a_step_is_named(toys, trained, name, fault, at, step):
     assert f"at step {step:,}" in str(caught.value)
     if fault == "step":
         assert isinstance(caught.value.__cause__, ZeroDivisionError)
-        frames = [entry.name for entry in caught.traceback]
         cause = caught.value.__cause__.__traceback__
         while cause.tb_next:
             cause = cause.tb_next
         assert cause.tb_frame.f_code.co_name == "step" and cause.tb_frame.f_code.co_filename.endswith("conftest.py")
-        assert frames
     else:
         assert fault in str(caught.value)
     still_works(toys, model, before if step <= 16 and name == "PPO" else None)

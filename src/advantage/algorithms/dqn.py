@@ -1,5 +1,6 @@
 """Deep Q-learning with replay and a target network (Mnih et al., 2015, https://doi.org/10.1038/nature14236)."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from advantage.networks import optimisers
 from advantage.networks.mlp import Activation
 from advantage.networks.optimisers import Optimizer, adam, descend
 from advantage.networks.q_network import QNetwork, q_network
-from advantage.types import NONFINITE, Chunk, Metrics, Observed, Spec
+from advantage.types import NONFINITE, Chunk, Metrics, Observed, Spec, require
 from advantage.types import to_env as to_env  # Discrete is shifted by its start
 
 ACTION_SPACES = ("discrete",)
@@ -76,17 +77,34 @@ class Config(eqx.Module):
     exploration_rate: Scalar = 1.0  # epsilon now: set from its schedule before every update
 
     @property
+    def frequency(self) -> tuple[int, str]:
+        """`train_freq` as `(k, unit)`."""
+        return (self.train_freq, "step") if isinstance(self.train_freq, int) else self.train_freq
+
+    @property
     def steps_per_update(self) -> int:
         """T, in steps of the whole vector of environments (the least, where episodes are counted)."""
-        return self.train_freq if isinstance(self.train_freq, int) else 1
+        count, unit = self.frequency
+        return count if unit == "step" else 1
 
     @property
     def episodes_per_update(self) -> int | None:
         """Episodes that make an update, where `train_freq` counts episodes."""
-        return None if isinstance(self.train_freq, int) else self.train_freq[0]
+        count, unit = self.frequency
+        return count if unit == "episode" else None
 
     def check(self, spec: Spec, num_envs: int) -> list[str]:
         """Raise `ValueError` for settings that cannot work; return notes on what will be done with others."""
+        require(self, 1, math.inf, "buffer_size", "batch_size", "n_steps", "target_update_interval")
+        require(self, 0, math.inf, "learning_rate", "learning_starts", "max_grad_norm")
+        require(self, 0, 1, "tau", "gamma", "exploration_fraction", "exploration_initial_eps", "exploration_final_eps")
+        require(self, -1, math.inf, "gradient_steps")
+        count, unit = self.frequency
+        if unit not in ("step", "episode") or count < 1:
+            raise ValueError(
+                f"train_freq={self.train_freq!r} is not understood: give a positive number of steps, (k, 'step')"
+                " or (k, 'episode')"
+            )
         if self.buffer_size < self.batch_size:
             raise ValueError(
                 f"batch_size={self.batch_size} is larger than buffer_size={self.buffer_size}:"

@@ -1,6 +1,7 @@
 """Proximal policy optimisation (Schulman et al., 2017, https://arxiv.org/abs/1707.06347), clipped objective."""
 
 import math
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -25,7 +26,7 @@ from advantage.networks import optimisers
 from advantage.networks.actor_critic import Actor, ActorCritic, Architecture, actor_critic
 from advantage.networks.mlp import Activation
 from advantage.networks.optimisers import Optimizer, adam_ppo, descend
-from advantage.types import NONFINITE, Chunk, Metrics, Observed, Spec, sanitise, successor_values
+from advantage.types import NONFINITE, Chunk, Metrics, Observed, Spec, require, sanitise, successor_values
 from advantage.types import to_env as to_env  # a Gaussian's action is clipped to the bounds
 
 ACTION_SPACES = ("box", "discrete", "multi_discrete", "multi_binary")
@@ -112,6 +113,9 @@ class Config(eqx.Module):
 
     def check(self, spec: Spec, num_envs: int) -> list[str]:
         """Raise `ValueError` for settings that cannot work; return notes on what will be done with others."""
+        require(self, 1, math.inf, "n_steps", "batch_size", "n_epochs")
+        require(self, 0, 1, "gamma", "gae_lambda")
+        require(self, 0, math.inf, "learning_rate", "clip_range", "clip_range_vf", "max_grad_norm", "target_kl")
         rollout = self.n_steps * num_envs
         if self.batch_size > rollout:
             raise ValueError(

@@ -11,7 +11,7 @@ import os
 import pathlib
 import tempfile
 import zipfile
-from typing import IO, Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -19,7 +19,22 @@ import safetensors.numpy
 from jaxtyping import PyTree
 
 FORMAT = 1
-Target = str | os.PathLike | IO[bytes]
+
+
+@runtime_checkable
+class BinaryFile(Protocol):
+    """An open binary file."""
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Up to `size` bytes."""
+        ...
+
+    def write(self, data: bytes, /) -> int:
+        """Append bytes."""
+        ...
+
+
+Target = str | os.PathLike | BinaryFile
 
 
 class NotAModel(ValueError):

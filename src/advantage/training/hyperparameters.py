@@ -36,12 +36,19 @@ def configured(
     for name, value in values.items():
         schedules.pop(name, None)
         if _is_scalar(kinds[name]):
-            value = parse(value) if isinstance(value, str) else value
+            value = _parsed(name, value) if isinstance(value, str) else value
             if callable(value):
                 schedules[name] = value
                 value = float(value(1.0))
         fields[name] = _cast(name, kinds[name], value)
     return dataclasses.replace(config, **fields), schedules
+
+
+def _parsed(name: str, text: str) -> float | Linear:
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
 
 
 def _cast(name: str, kind: Any, value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -82,8 +83,7 @@ def _reports(run: Run, interrupt: Interrupt) -> Iterator[Report]:
     idle = isinstance(run.callback, CallbackList) and not run.callback.callbacks
     hook = None
     if host:
-        # Without callbacks a step costs nothing here but a look at the flag.
-        hook = (lambda step: not interrupt.requested) if idle else _Hook(run, interrupt)
+        hook = functools.partial(_go_on, run, interrupt) if idle else _Hook(run, interrupt)
     for report in run.driver.run(run.config, run.schedules, run.start, run.stop, hook):
         yield report
         if not host:
@@ -93,6 +93,13 @@ def _reports(run: Run, interrupt: Interrupt) -> Iterator[Report]:
             run.callback.on_rollout_end()
             if not go_on:
                 return
+
+
+def _go_on(run: Run, interrupt: Interrupt, step: Any) -> bool:
+    """The hook without callbacks: a step costs nothing here but a look at the flag."""
+    if interrupt.requested:
+        run.model.num_timesteps = step.steps  # of the chunk begun, which the next run continues
+    return not interrupt.requested
 
 
 class _Hook:

@@ -1,0 +1,198 @@
+"""The command line: what it prints, what it writes, and how it fails."""
+
+import csv
+import shlex
+
+import pytest
+
+from advantage import PPO, cli
+from advantage.models import ALGORITHMS
+
+SMALL = "--set n_steps=16 batch_size=32 n_epochs=2 --total-timesteps 64"
+
+
+@pytest.fixture
+def run(capsys, tmp_path, monkeypatch):
+    """Runs a command line in an empty folder: `(exit code, stdout, stderr)`."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(line: str) -> tuple[int, str, str]:
+        code = cli.main(shlex.split(line))
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    """A model file of two seeds."""
+    path = tmp_path_factory.mktemp("model") / "model.zip"
+    small = {"n_steps": 16, "batch_size": 32, "n_epochs": 2}
+    PPO("MlpPolicy", "advantage/CartPole-v1", n_envs=2, seeds=2, seed=3, **small).learn(64).save(path)
+    return path
+
+
+def refused(answer: tuple[int, str, str]) -> str:
+    """The one line on stderr of a command that failed."""
+    code, out, err = answer
+    assert code == 2 and out == ""
+    assert err.startswith("error: ") and err.count("\n") == 1
+    return err
+
+
+def test_help(run):
+    code, out, _ = run("--help")
+    assert code == 0 and all(command in out for command in ("train", "evaluate", "watch", "algorithms"))
+    assert run("")[:2] == (0, out)
+    code, out, _ = run("train --help")
+    assert code == 0 and "NAME=VALUE" in out and "--total-timesteps" in out
+
+
+def test_train(run, tmp_path):
+    code, out, err = run(f"train ppo CartPole-v1 --n-envs 2 --seeds 2 --seed 4 --out here {SMALL}")
+    assert code == 0, err
+    rows = [line.split("│") for line in out.splitlines() if line.startswith("│")]
+    assert [row[1].strip() for row in rows] == ["4", "5", "IQM"]
+    assert "steps/s" in out and "here/model.zip" in out
+    assert "64/64" in err  # progress
+    model = PPO.load(tmp_path / "here" / "model.zip")
+    assert (model.num_timesteps, model.num_seeds, model.seed, model.n_epochs) == (64, 2, 4, 2)
+    with open(tmp_path / "here" / "progress.csv", encoding="utf-8") as progress:
+        assert [row["time/total_timesteps"] for row in csv.DictReader(progress)] == ["32", "64"]
+
+
+def test_train_numbers_its_folders_and_prints_tables(run, tmp_path):
+    line = f"train PPO advantage/CartPole-v1 --n-envs 2 --verbose {SMALL}"
+    assert "| train/ " in run(line)[1]
+    assert run(line)[0] == 0
+    names = [path.name for path in sorted((tmp_path / "runs").iterdir())]
+    assert names == ["PPO_advantage-CartPole-v1_1", "PPO_advantage-CartPole-v1_2"]
+
+
+def test_settings():
+    texts = [
+        "learning_rate=lin_1e-3", "n-steps=32", "gamma=.9", "use_sde=false", "target_kl=None", "normalize_advantage=True",
+        'policy_kwargs={"net_arch": {"pi": [8], "vf": [16]}, "ortho_init": false}', "policy=a=b",
+    ]  # fmt: skip
+    assert cli._settings(texts) == {
+        "learning_rate": "lin_1e-3",
+        "n_steps": 32,
+        "gamma": 0.9,
+        "use_sde": False,
+        "target_kl": None,
+        "normalize_advantage": True,
+        "policy_kwargs": {"net_arch": {"pi": [8], "vf": [16]}, "ortho_init": False},
+        "policy": "a=b",
+    }
+
+
+def test_settings_may_be_repeated(run, tmp_path):
+    line = f"train PPO CartPole-v1 --n-envs 2 --out x {SMALL} --set gamma=0.5 --set 'policy_kwargs={{\"net_arch\": [4]}}'"
+    assert run(line)[0] == 0
+    model = PPO.load(tmp_path / "x" / "model.zip")
+    assert model.gamma == 0.5 and model.n_steps == 16 and model.net_arch.pi == (4,)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("train PPOO CartPole-v1", "did you mean PPO?"),
+        ("train XYZ CartPole-v1", "choose from DQN, PPO"),
+        ("train PPO CartPol-v1", "did you mean CartPole-v1"),
+        ("train PPO advantage/Cartpole-v1", "nearest: advantage/CartPole-v1"),
+        ("train DQN Pendulum-v1", "DQN cannot choose actions from a box space"),
+        ("train PPO CartPole-v1 --set n_step=3", "did you mean 'n_steps'?"),
+        ("train PPO CartPole-v1 --set gamma=high", "gamma"),
+        ("train PPO CartPole-v1 --set gamma", "write name=value"),
+        ("train PPO CartPole-v1 --set policy_kwargs={net_arch:", "is no list or dict"),
+        ("train PPO CartPole-v1 --total-timesteps 0", "at least 1"),
+        ("evaluate nothing.zip", "no model file at nothing.zip"),
+    ],
+)
+def test_errors_are_one_line(run, tmp_path, line, said):
+    assert said in refused(run(line))
+    assert not list(tmp_path.iterdir())
+
+
+def test_arguments_that_do_not_parse(run):
+    for line in ("trian PPO CartPole-v1", "train PPO", "train PPO CartPole-v1 --seeds many"):
+        code, out, err = run(line)
+        assert code == 2 and out == "" and err
+
+
+def test_debug_shows_where(run):
+    code, _, err = run("evaluate nothing.zip --debug")
+    assert code == 2 and "Traceback" in err and "error: no model file" in err
+
+
+def test_an_unexpected_error_names_its_kind(run, monkeypatch, file):
+    def broken(path):
+        raise KeyError("odd")
+
+    monkeypatch.setattr("advantage.training.files.read_model", broken)
+    assert "KeyError: 'odd' (--debug shows where)" in refused(run(f"evaluate {file}"))
+
+
+def test_a_stopped_run_is_saved(run, monkeypatch, tmp_path):
+    class Stopped(PPO):
+        def learn(self, total_timesteps, **options):
+            super().learn(total_timesteps // 2, **options)
+            raise KeyboardInterrupt
+
+    Stopped.__name__ = "PPO"
+    monkeypatch.setitem(ALGORITHMS, "PPO", Stopped)
+    code, out, err = run(f"train PPO CartPole-v1 --n-envs 2 --out here {SMALL}")
+    assert code == 130 and "stopped at 32 of 64 steps" in err and "saved here/model.zip" in out
+    assert PPO.load(tmp_path / "here" / "model.zip").num_timesteps == 32
+
+
+def test_evaluate(run, file):
+    code, out, _ = run(f"evaluate {file} --episodes 4")
+    assert code == 0 and "PPO on advantage/CartPole-v1" in out and "IQM" in out
+    rows = [[cell.strip() for cell in line.split("│")] for line in out.splitlines() if line.startswith("│")]
+    assert [row[1:3] for row in rows] == [["3", "4"], ["4", "4"], ["IQM", "8"]]
+    assert "PPO on CartPole-v1" in run(f"evaluate {file} --env CartPole-v1 --episodes 2 --stochastic")[1]
+    assert "env's observation space" in refused(run(f"evaluate {file} --env advantage/Pendulum-v1"))
+
+
+def test_evaluate_a_file_without_an_environment(run, file, tmp_path):
+    model = PPO.load(file)
+    model.env_id = None
+    model.save(tmp_path / "unknown.zip")
+    assert "add --env ID" in refused(run("evaluate unknown.zip"))
+    (tmp_path / "text.zip").write_text("no model")
+    assert "not an advantage model" in refused(run("evaluate text.zip"))
+
+
+def test_watch(run, file, tmp_path, monkeypatch):
+    from PIL import Image
+
+    code, out, _ = run(f"watch {file} --gif films/one.gif --max-steps 20 --seed-index 1")
+    assert code == 0 and "saved films/one.gif" in out
+    with Image.open(tmp_path / "films" / "one.gif") as film:
+        assert film.n_frames > 3
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("sys.platform", "linux")
+    assert "no display for a window: write a film with --gif" in refused(run(f"watch {file}"))
+
+
+def test_watch_in_a_window(run, file, monkeypatch):
+    """On SDL's dummy driver: it plays until the window is closed."""
+    pygame = pytest.importorskip("pygame")
+    shown = []
+
+    def get():
+        shown.append(pygame.display.get_caption()[0])
+        return [pygame.event.Event(pygame.QUIT)] if len(shown) == 3 else []
+
+    monkeypatch.setattr(pygame.event, "get", get)
+    assert run(f"watch {file}")[0] == 0
+    assert shown == ["episode 1: return 0", "episode 1: return 1", "episode 1: return 2"]
+
+
+def test_algorithms(run):
+    code, out, _ = run("algorithms")
+    assert code == 0 and all(name in out for name in ALGORITHMS)
+    assert max(map(len, out.splitlines())) <= 80
+    assert "arXiv:1707.06347" in out and "off-policy" in out and "multi_binary" in out
