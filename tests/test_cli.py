@@ -71,7 +71,8 @@ def test_train_numbers_its_folders_and_prints_tables(run, tmp_path):
 
 def test_settings():
     texts = [
-        "learning_rate=lin_1e-3", "n-steps=32", "gamma=.9", "use_sde=false", "target_kl=None", "normalize_advantage=True",
+        "learning_rate=lin_1e-3", "n-steps=32", "gamma=.9", "use_sde=false", "target_kl=None",
+        "normalize_advantage=True",
         'policy_kwargs={"net_arch": {"pi": [8], "vf": [16]}, "ortho_init": false}', "policy=a=b",
     ]  # fmt: skip
     assert cli._settings(texts) == {
@@ -87,8 +88,8 @@ def test_settings():
 
 
 def test_settings_may_be_repeated(run, tmp_path):
-    line = f"train PPO CartPole-v1 --n-envs 2 --out x {SMALL} --set gamma=0.5 --set 'policy_kwargs={{\"net_arch\": [4]}}'"
-    assert run(line)[0] == 0
+    more = """--set gamma=0.5 --set 'policy_kwargs={"net_arch": [4]}'"""
+    assert run(f"train PPO CartPole-v1 --n-envs 2 --out x {SMALL} {more}")[0] == 0
     model = PPO.load(tmp_path / "x" / "model.zip")
     assert model.gamma == 0.5 and model.n_steps == 16 and model.net_arch.pi == (4,)
 

@@ -319,7 +319,7 @@ class Model:
     # -- environments ----------------------------------------------------------------------------
 
     def set_env(self, env: Any, force_reset: bool = True) -> None:
-        """Train on another environment of the same spaces; what was learned is kept.
+        """Train on another environment of the same spaces; what was learned is kept, a replay memory is not.
 
         Raises:
             ValueError: the spaces differ, and how.
@@ -362,6 +362,11 @@ class Model:
             raise ValueError(
                 f"{type(self).__name__} cannot choose actions from a {kind} space, only from"
                 f" {' or '.join(self.algorithm.ACTION_SPACES)}: use {' or '.join(fit) or 'another environment'}"
+            )
+        if kind == "box" and not spec.action.dtype.startswith("float"):
+            raise ValueError(
+                f"{type(self).__name__} cannot choose actions from a Box of {spec.action.dtype}: use MultiDiscrete,"
+                " or a Box of float32 that the environment rounds"
             )
         if self._spec is not None and self._spec != spec:
             for name in ("observation", "action"):

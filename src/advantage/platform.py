@@ -10,12 +10,17 @@ import warnings
 import jax
 
 
+def _cores() -> int:
+    """The cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def prepare() -> None:
     """Set what can still be set; warn once where JAX was used before `advantage` was imported."""
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     forced = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     chosen = jax.config.jax_num_cpu_devices
-    devices = chosen if chosen > 0 else len(os.sched_getaffinity(0))
+    devices = chosen if chosen > 0 else _cores()
     if devices > 1 and int(os.environ.get("NPROC", "0")) < 2 * devices:
         # XLA's thread pool has a thread per core, and each device's program may wait in one for work it
         # split among the others: with none to spare they wait for ever (two devices, a batched QR).

@@ -119,7 +119,7 @@ class Spec:
     @staticmethod
     def from_gymnasium(observation_space: gymnasium.Space, action_space: gymnasium.Space) -> Spec:
         """Describe a pair of Gymnasium spaces; raises `TypeError` for unsupported kinds."""
-        return Spec(Space.from_gymnasium(observation_space), Space.from_gymnasium(action_space))
+        return Spec(Space.from_gymnasium(observation_space), Space.from_gymnasium(_inwards(action_space)))
 
     def to_gymnasium(self) -> tuple[gymnasium.Space, gymnasium.Space]:
         """`(observation_space, action_space)`."""
@@ -182,8 +182,8 @@ NONFINITE = "train/nonfinite"
 class Algorithm(Protocol):
     """What a driver calls. An algorithm is a module of pure functions (see `docs/design.md`).
 
-    On-policy files define `update`; off-policy files define `observe`, `learn` and `transition`
-    instead, and `memory.replayed_update` composes their `update`.
+    On-policy files define `update`; off-policy files define `observe` and `learn`, and hold
+    `n_updates` and `key` in their State: `memory.replayed_update` composes their `update`.
     """
 
     Config: type
@@ -302,6 +302,16 @@ def canonical_dtype(dtype: Any) -> str:
 def _like(mask: Bool[Array, "..."], x: Array) -> Array:
     """Append axes to `mask` until it has the rank of `x`."""
     return mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim))
+
+
+def _inwards(space: gymnasium.Space) -> gymnasium.Space:
+    """A Box of float64 with float32 bounds inside its own: no action clipped to them lies outside."""
+    if not isinstance(space, gymnasium.spaces.Box) or space.dtype != np.float64:
+        return space
+    low, high = space.low.astype(np.float32), space.high.astype(np.float32)
+    low = np.where(low < space.low, np.nextafter(low, np.float32(np.inf)), low)
+    high = np.where(high > space.high, np.nextafter(high, np.float32(-np.inf)), high)
+    return gymnasium.spaces.Box(low, high, space.shape, np.float32)
 
 
 def _ints(values: Any) -> tuple[int, ...]:

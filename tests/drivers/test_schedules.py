@@ -61,7 +61,8 @@ def test_epsilon_is_counted_in_environment_steps(toys, driver, n_envs):
     )  # fmt: skip
     model.learn(240)
     begins = np.arange(0, 240, 2 * n_envs)  # epsilon is set once for each chunk of 2 vector steps
-    expected = np.where(begins < 30, 1.0, Linear(1.0, 0.1, 0.5)(1 - begins / 240))
+    schedule = Linear(1.0, 0.1, 0.5)
+    expected = [1.0 if begin < 30 else schedule(1.0 - float(begin) / 240) for begin in begins]
     np.testing.assert_allclose(notes(model)[::2] / (MANY - 1), np.stack([expected] * n_envs, axis=1), atol=6e-4)
     assert model.exploration_rate == pytest.approx(0.1)
 

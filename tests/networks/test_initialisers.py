@@ -122,6 +122,6 @@ def test_shared_trunk():
         return jnp.sum(network.both(obs, None)[0].log_prob(jnp.zeros(3, jnp.int32)))
 
     for head in (value, policy):
-        gradient = jax.grad(head)(network)
+        gradient = jax.jit(jax.grad(head))(network)
         assert np.abs(gradient.actor.trunk.layers[0].weight).max() > 0
     np.testing.assert_allclose(network.both(obs, None)[1], network.value(obs), rtol=1e-6)

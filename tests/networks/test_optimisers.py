@@ -7,9 +7,11 @@ import optax
 import pytest
 
 from advantage.networks import optimisers
-from advantage.networks.optimisers import adam, adam_ppo, descend, named
+from advantage.networks.optimisers import adam, adam_ppo, named
 
 NETWORK = {"weight": jnp.arange(6.0).reshape(2, 3) / 3, "bias": (jnp.array([0.3, -2.0]), jnp.array([[1.0]]))}
+
+descend = jax.jit(optimisers.descend, static_argnums=0)
 
 
 def random_gradients(seed, scale):

@@ -160,7 +160,9 @@ class HostDriver:
             action, self._carry, self._keys = programs.act(actor, self._carry, self._keys, observed)
             action = np.asarray(action)
             try:
-                time_step = self.envs.step(to_env(space, action))
+                sent = to_env(space, action)
+                # Environments may change what they are given; the chunk keeps the policy's own.
+                time_step = self.envs.step(sent.copy() if sent is action else sent)
             except EnvironmentFailure as error:
                 raise self._failure(done_by_least + self.num_envs, error) from error.__cause__
             valid = self._valid(time_step, steps, stop)

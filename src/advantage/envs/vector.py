@@ -53,7 +53,8 @@ class SyncEnvs:
         self.envs = [env for group in envs for env in group]
         self.steps = [env.step for env in self.envs]
         self.observations = Writer(self.spec.observation, len(self.envs))
-        self.masked = all(_has_masks(env) for env in self.envs)
+        choices = self.spec.action.kind in ("discrete", "multi_discrete")
+        self.masked = choices and all(_has_masks(env) for env in self.envs)
         self.infos: list[dict[str, Any]] = []  # of the last step, one per environment
 
     def reset(self, seeds: np.ndarray | None) -> Observed:

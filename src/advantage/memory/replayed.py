@@ -23,7 +23,8 @@ def replayed_update(algorithm: ModuleType) -> Callable[..., tuple[Any, uniform.R
     """`update(config, state, memory, chunk)` of an off-policy algorithm.
 
     `observe`, `push`, then `sample` and `learn` for `config.gradient_steps` times (-1: as often as rows
-    were collected), none before `config.learning_starts` steps. One loop with a traced bound: neither
+    were collected), none before more than
+    `config.learning_starts` rows are remembered. One loop with a traced bound: neither
     compile time nor a branch depends on the number of steps.
     """
 
@@ -32,8 +33,10 @@ def replayed_update(algorithm: ModuleType) -> Callable[..., tuple[Any, uniform.R
         memory = uniform.push(memory, chunk)
         collected = jnp.sum(chunk.valid.astype(jnp.int32))
         wanted = collected if config.gradient_steps < 0 else jnp.int32(config.gradient_steps)
+        # What counts is what is remembered: a model loaded from a file comes without its memory.
+        held, capacity = jnp.sum(memory.size), memory.reward.shape[0]
         # Nothing collected, nothing to learn from: an all-invalid chunk changes no bit.
-        ready = (state.steps > config.learning_starts) & (collected > 0)
+        ready = ((held > config.learning_starts) | (held == capacity)) & (collected > 0)
         bound = jnp.where(ready, wanted, 0)
 
         def learn_once(state: Any) -> tuple[Any, Metrics]:
@@ -50,6 +53,8 @@ def replayed_update(algorithm: ModuleType) -> Callable[..., tuple[Any, uniform.R
         state, total = jax.lax.fori_loop(0, bound, step, (state, zero))
         done = bound.astype(jnp.float32)  # 0 / 0: NaN, shown as nothing, where nothing was learned
         # The count of steps left out stays a count: drivers add it up over updates.
-        return state, memory, {name: x if name == NONFINITE else x / done for name, x in total.items()}
+        metrics = {name: x if name == NONFINITE else x / done for name, x in total.items()}
+        metrics["train/n_updates"] = state.n_updates.astype(jnp.float32)
+        return state, memory, metrics
 
     return update

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Bool, Float, PyTree, Shaped
 
 from advantage.equations.distributions import (
     Bernoulli,
@@ -55,7 +55,11 @@ class Actor(eqx.Module):
         if self.space.kind == "discrete":
             return Categorical(out) if action_mask is None else masked(Categorical(out), action_mask)
         if self.space.kind == "multi_discrete":
-            return MultiCategorical(tuple(map(Categorical, _split(out, self.space.n))))
+            parts = map(Categorical, _split(out, self.space.n))
+            if action_mask is not None:
+                # As sb3-contrib: the components' masks side by side.
+                parts = map(masked, parts, _split(action_mask, self.space.n))
+            return MultiCategorical(tuple(parts))
         if self.space.kind == "multi_binary":
             return Bernoulli(out)
         if self.log_std.ndim == 2:
@@ -139,6 +143,6 @@ def action_parameters(space: Space) -> int:
     return math.prod(space.shape)
 
 
-def _split(x: Float[Array, "*batch A"], sizes: tuple[int, ...]) -> list[Float[Array, "*batch n"]]:
+def _split(x: Shaped[Array, "*batch A"], sizes: tuple[int, ...]) -> list[Shaped[Array, "*batch n"]]:
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
     return [x[..., a : a + n] for a, n in zip(starts, sizes, strict=True)]
