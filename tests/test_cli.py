@@ -150,8 +150,8 @@ def test_a_stopped_run_is_saved(run, monkeypatch, tmp_path):
 def test_evaluate(run, file):
     code, out, _ = run(f"evaluate {file} --episodes 4")
     assert code == 0 and "PPO on advantage/CartPole-v1" in out and "IQM" in out
-    rows = [[cell.strip() for cell in line.split("│")] for line in out.splitlines() if line.startswith("│")]
-    assert [row[1:3] for row in rows] == [["3", "4"], ["4", "4"], ["IQM", "8"]]
+    lines = [line.split("│") for line in out.splitlines() if line.startswith("│")]
+    assert [[cell.strip() for cell in line[1:3]] for line in lines] == [["3", "4"], ["4", "4"], ["IQM", "8"]]
     assert "PPO on CartPole-v1" in run(f"evaluate {file} --env CartPole-v1 --episodes 2 --stochastic")[1]
     assert "env's observation space" in refused(run(f"evaluate {file} --env advantage/Pendulum-v1"))
 
