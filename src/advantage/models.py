@@ -106,7 +106,7 @@ class Model:
 
     def learn(
         self,
-        total_timesteps: int,
+        total_timesteps: int | float,
         callback: Any = None,
         log_interval: int | None = -1,
         tb_log_name: str | None = None,
@@ -272,21 +272,39 @@ class Model:
         overrides.pop("custom_objects", None)
         fields = network_fields(cls.algorithm.Config, overrides.pop("policy_kwargs", {}))
         fields.update(cls._arguments((), overrides)[1])
-        counters = header["counters"]
-        model = cls(
-            header["policy"], None, device=device, seeds=counters["seeds"], **{**header["options"], **options}
-        )
+        configured(cls.algorithm.Config(), {}, fields)  # what is wrong with them is not the file's fault
+        try:
+            model = cls._from_file(header, arrays, fields, {"device": device, **options})
+        except NotAModel:
+            raise
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise NotAModel(
+                f"{path} is not an advantage model or is damaged ({type(error).__name__}: {error})"
+            ) from None
+        if env is not None:
+            model.set_env(env)
+        return model
+
+    @classmethod
+    def _from_file(
+        cls, header: dict[str, Any], arrays: dict[str, np.ndarray], fields: dict[str, Any], options: dict[str, Any]
+    ) -> Model:
+        """The model a file describes, with `fields` and `options` in place of its own; raises whatever."""
+        counters, stored_options = header["counters"], header["options"]
+        seeds = _positive("seeds", counters["seeds"])
+        if any(x.shape[:1] != (seeds,) for x in arrays.values()):
+            raise NotAModel(f"the file holds arrays of another number of seeds than {seeds}: it is damaged")
+        options = {k: stored_options[k] for k in STORED_OPTIONS if k in stored_options} | options
+        model = cls(header["policy"], None, seeds=seeds, **options)
         stored = undescribe(model._config, header["config"], header["callables"], fields)
         stored |= {k: undescribe_schedule(v) for k, v in header["schedules"].items()}
         config, schedules = configured(model._config, {}, {**stored, **fields})
         spec = Spec(_space(header["observation_space"]), _space(header["action_space"]))
-        template = jax.eval_shape(lambda: _initial_state(cls.algorithm, config, spec, counters["seeds"]))
+        template = jax.eval_shape(lambda: _initial_state(cls.algorithm, config, spec, seeds))
         model._set(
-            _config=config, _schedules=schedules, _spec=spec, _state=restored(template, arrays, str(path)),
-            num_timesteps=counters["num_timesteps"], _stop=counters["stop"], env_id=header.get("env_id"),
+            _config=config, _schedules=schedules, _spec=spec, _state=restored(template, arrays, "the file"),
+            num_timesteps=int(counters["num_timesteps"]), _stop=int(counters["stop"]), env_id=header.get("env_id"),
         )  # fmt: skip
-        if env is not None:
-            model.set_env(env)
         return model
 
     def get_parameters(self, seed_index: int = 0) -> dict[str, dict[str, np.ndarray]]:
@@ -455,17 +473,33 @@ class Model:
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _field_names(self.algorithm.Config):
+            if self._spec is not None and name in HIDDEN_FIELDS - {"exploration_rate"}:
+                raise ValueError(f"{name} is built into the agent: make a new model with other policy_kwargs")
             before = {"_config": self._config, "_schedules": self._schedules}
             config, schedules = configured(self._config, self._schedules, {name: value})
             self._set(_config=config, _schedules=schedules)
             try:
                 if self._driver is not None:
                     self._check(self._spec, self.n_envs, is_jax_env(self._env))
+                if self._spec is not None and self._built(config) != self._built(before["_config"]):
+                    raise ValueError(f"{name} is built into the agent or its memory: make a new model for another")
             except ValueError:
                 self._set(**before)
                 raise
         else:
             self._set(**{name: value})
+
+    def _built(self, config: Any) -> Any:
+        """Structure, shapes and dtypes of what a config's agents consist of."""
+        make_memory = agent_of(self.algorithm).init_memory
+
+        def build() -> PyTree:
+            state = self.algorithm.init(config, self._spec, streams(0)[0])
+            carry = self.algorithm.initial_carry(config, self._spec, self.n_envs)
+            return state, carry, make_memory(config, self._spec, self.n_envs)
+
+        leaves, structure = jax.tree.flatten(jax.eval_shape(build))
+        return structure, [(x.shape, x.dtype) for x in leaves]
 
     def _resolved(self) -> tuple[Any, dict[str, Schedule]]:
         """The config as it is at this moment of training, and the schedules."""

@@ -142,8 +142,8 @@ class HostDriver:
                 self._leaves, self.memory, chunk, values()
             )
             self.version += 1
+            self._ahead = steps - steps.min()
             yield Report(int(steps.min()), 1, metrics)
-        self._ahead = 0
 
     def _collect(
         self, config: Any, programs: Programs, actor: PyTree, steps: np.ndarray, stop: int

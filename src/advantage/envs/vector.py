@@ -66,26 +66,25 @@ class SyncEnvs:
         return Observed(self._shaped(rows), np.ones(self.shape, bool), self._masks())
 
     def step(self, action: np.ndarray) -> TimeStep:
-        count = len(self.envs)
-        rows = self.observations.empty()
-        reward, terminated, truncated = np.empty(count, np.float32), np.zeros(count, bool), np.zeros(count, bool)
-        write, ended, infos = self.observations.write, False, []
+        answers, count = [], len(self.envs)
         for i, (step, row) in enumerate(zip(self.steps, action.reshape(count, *action.shape[2:]), strict=True)):
             try:
-                obs, reward[i], over, cut, info = step(row)
-                write(rows, i, obs)
+                answers.append(step(row))
             except Exception as error:
                 raise EnvironmentFailure(f"{self._name(i)} raised {_said(error)} in step({row!r})") from error
-            if over or cut:
-                terminated[i], truncated[i], ended = over, cut, True
-            infos.append(info)
-        self.infos = infos
+        try:
+            # Whole columns at once: half the time of writing row by row.
+            seen, rewards, overs, cuts, self.infos = map(list, zip(*answers, strict=True))
+            rows, reward = self.observations.gather(seen), np.array(rewards, np.float32).reshape(count)
+            terminated, truncated = np.array(overs, bool), np.array(cuts, bool)
+        except Exception as error:
+            raise EnvironmentFailure(f"{self._misfit(answers)}: {_said(error)}") from error
         final, is_first = rows, terminated | truncated
-        if ended:
+        if is_first.any():
             rows = jax.tree.map(np.copy, rows)
             for i in np.flatnonzero(is_first).tolist():
                 obs = self._guard(i, "reset", lambda i=i: self.envs[i].reset()[0])
-                write(rows, i, obs)
+                self.observations.write(rows, i, obs)
         shape = self.shape
         return TimeStep(
             Observed(self._shaped(rows), is_first.reshape(shape), self._masks()),
@@ -94,6 +93,17 @@ class SyncEnvs:
             truncated.reshape(shape),
             self._shaped(final),
         )
+
+    def _misfit(self, answers: list) -> str:
+        """Whose answer to `step` cannot be used, for an error."""
+        for i, answer in enumerate(answers):
+            try:
+                obs, reward, terminated, truncated, _ = answer
+                self.observations.write(self.observations.empty(), i, obs)
+                float(reward), bool(terminated), bool(truncated)
+            except Exception:
+                return f"{self._name(i)} answered {answer!r} to step"
+        return "an answer to step cannot be used"
 
     def close(self) -> None:
         for env in self.envs:
@@ -217,6 +227,22 @@ class Writer:
     def empty(self) -> PyTree:
         """Rows yet to be written; new ones each time, since consumers keep them."""
         return np.empty(self.row_shape, self.dtype) if self.plain else self.space.zeros((self.count,))
+
+    def gather(self, seen: list) -> PyTree:
+        """Rows of one observation each; a copy, since environments may reuse their arrays.
+
+        Raises:
+            ValueError: an observation has another shape than the space.
+        """
+        if self.plain:
+            rows = np.array(seen, self.dtype)
+            if rows.shape != self.row_shape:
+                raise ValueError(f"observations have shape {rows.shape[1:]}, expected {self.space.shape}")
+            return rows
+        rows = self.empty()
+        for i, obs in enumerate(seen):
+            self.write(rows, i, obs)
+        return rows
 
     def write(self, rows: PyTree, i: int, obs: Any) -> None:
         """Put an observation into row i."""

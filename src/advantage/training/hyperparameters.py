@@ -19,6 +19,11 @@ from advantage.networks.policy_kwargs import ACTIVATIONS
 from advantage.training.files import NotAModel
 
 TABLE_POINTS = 101
+# How functions that are no hyper-parameters of their own are given.
+POLICY_WORDS = {
+    "activation_fn": "policy_kwargs={'activation_fn': ...}",
+    "features_extractor": "policy_kwargs={'features_extractor_class': ...}",
+}
 
 
 def configured(
@@ -141,7 +146,7 @@ def undescribe(default: Any, plain: Mapping[str, Any], labels: Mapping[str, Any]
         else:
             raise NotAModel(
                 f"this model was trained with {name}={stored}, and a file holds no code: give it again,"
-                f" load(path, {name}=...)"
+                f" load(path, {POLICY_WORDS.get(name, f'{name}=...')})"
             )
     return values
 
