@@ -104,7 +104,7 @@ def test_sb3s_dqn_example(tmp_path, monkeypatch, capsys):
     env = gymnasium.make("CartPole-v1")
 
     model = DQN("MlpPolicy", env, verbose=1)
-    model.learn(total_timesteps=200, log_interval=4)
+    model.learn(total_timesteps=400, log_interval=4)
     model.save("dqn_cartpole")
 
     del model  # remove to demonstrate saving and loading
@@ -724,7 +724,8 @@ def test_a_value_that_is_refused_changes_nothing(loaded):
 
 
 @pytest.mark.parametrize(
-    "face,name,value", [(PPO, "net_arch", [8]), (DQN, "net_arch", [8]), (DQN, "buffer_size", 32), (PPO, "use_sde", True)]
+    "face,name,value",
+    [(PPO, "net_arch", [8]), (DQN, "net_arch", [8]), (DQN, "buffer_size", 32), (PPO, "use_sde", True)],
 )
 def test_what_is_built_in_cannot_be_changed_later(loaded, face, name, value):
     """Layers and the memory's size are fixed once there is an agent: refused, not ignored."""

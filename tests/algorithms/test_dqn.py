@@ -85,12 +85,18 @@ def batch(seed=0):
 def test_learning_is_that_of_sb3(case):
     """Three gradient steps on one batch with ends of both kinds; `clipped` exceeds the gradient's norm."""
     prefix = f"dqn/{case}"
-    settings = {name: float(SB3[f"{prefix}/settings/{name}"]) for name in ("learning_rate", "gamma", "max_grad_norm")}
+    settings = {
+        name: float(SB3[f"{prefix}/settings/{name}"]) for name in ("learning_rate", "gamma", "max_grad_norm")
+    }
     config = dqn.Config(**settings)
     rows = {name: jnp.asarray(SB3[f"{prefix}/{name}"]) for name in ("obs", "actions", "rewards", "next_obs")}
     discount = np.where(SB3[f"{prefix}/terminated"], 0.0, settings["gamma"]).astype(np.float32)
     given = Batch(
-        rows["obs"], rows["actions"].astype(jnp.int32), rows["rewards"], jnp.asarray(discount), rows["next_obs"]
+        rows["obs"],
+        rows["actions"].astype(jnp.int32),
+        rows["rewards"],
+        jnp.asarray(discount),
+        rows["next_obs"],
     )
     before = network_of(f"{prefix}/before")
     state = state_of(before, network_of(f"{prefix}/target"), config)
@@ -134,7 +140,9 @@ def synchronised(interval, num_envs, steps):
 
 def test_synchronisation_at_the_steps_of_sb3():
     """Wherever SB3's rounding to vector steps is exact: the number of environments divides the interval."""
-    cases = list(zip(SB3["dqn/sync/interval"], SB3["dqn/sync/n_envs"], SB3["dqn/sync/synchronised"], strict=True))
+    cases = list(
+        zip(SB3["dqn/sync/interval"], SB3["dqn/sync/n_envs"], SB3["dqn/sync/synchronised"], strict=True)
+    )
     exact = [case for case in cases if case[0] % case[1] == 0]
     assert len(exact) >= 3
     for interval, num_envs, expected in exact:

@@ -84,7 +84,9 @@ def oracle(case):
     """`(config, spec, chunk, everything SB3 says)`."""
     prefix = f"ppo/{case}/"
     data = {key.removeprefix(prefix): SB3[key] for key in SB3.files if key.startswith(prefix)}
-    settings = {key.removeprefix("settings/"): float(x) for key, x in data.items() if key.startswith("settings/")}
+    settings = {
+        key.removeprefix("settings/"): float(x) for key, x in data.items() if key.startswith("settings/")
+    }
     assert settings.pop("adam_eps") == 1e-5
     if np.isnan(settings["clip_range_vf"]):
         settings["clip_range_vf"] = None
@@ -137,7 +139,9 @@ def trained(case, epochs):
     return state, metrics, network_of(spec, data, f"after{epochs}"), network
 
 
-@pytest.mark.parametrize(("case", "epochs"), [("discrete", 1), ("discrete_clip_vf", 3), ("box", 1), ("box", 3)])
+@pytest.mark.parametrize(
+    ("case", "epochs"), [("discrete", 1), ("discrete_clip_vf", 3), ("box", 1), ("box", 3)]
+)
 def test_update_is_that_of_sb3(case, epochs):
     """All weights after one and after three epochs, with clipping of values, entropy and gradient norm."""
     state, _, expected, before = trained(case, epochs)
@@ -231,14 +235,18 @@ def test_every_action_space(name):
     spec = Spec(OBS, SPACES[name])
     config = dataclasses.replace(SMALL, use_sde=name.startswith("gsde"), n_epochs=1)
     if name == "gsde_without_layers":
-        config = dataclasses.replace(config, net_arch=Architecture((), (), ()), full_std=False, use_expln=True)
+        config = dataclasses.replace(
+            config, net_arch=Architecture((), (), ()), full_std=False, use_expln=True
+        )
     config.check(spec, N)
     state, rows = fresh(config, spec), chunk()
 
     @jax.jit
     def act(obs, key):
         carry = ppo.initial_carry(config, spec, N)
-        return ppo.act(config, ppo.actor(config, state), carry, Observed(obs, jnp.ones(N, bool)), key, True)[0]
+        return ppo.act(config, ppo.actor(config, state), carry, Observed(obs, jnp.ones(N, bool)), key, True)[
+            0
+        ]
 
     action = jnp.stack([act(obs, key) for obs, key in zip(rows.obs, jax.random.split(KEY, T), strict=True)])
     zeros = spec.action.zeros((T, N))

@@ -94,7 +94,9 @@ def test_huber_by_hand():
     np.testing.assert_allclose(objectives.huber(errors), [0.0, 0.125, 0.125, 0.5, 2.5, 2.5], rtol=1e-6)
     slopes = jax.grad(lambda e: jnp.sum(objectives.huber(e)))(errors)
     np.testing.assert_allclose(slopes, [0.0, 0.5, -0.5, 1.0, 1.0, -1.0], rtol=1e-6)
-    np.testing.assert_allclose(objectives.huber(jnp.asarray(RLAX["huber/errors"])), RLAX["huber/values"], rtol=1e-5)
+    np.testing.assert_allclose(
+        objectives.huber(jnp.asarray(RLAX["huber/errors"])), RLAX["huber/values"], rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("case", ["plain", "clipped"])
@@ -136,7 +138,9 @@ def test_explained_variance_is_that_of_sb3():
     predicted, true = SB3["explained_variance/predicted"], SB3["explained_variance/true"]
     for p, t, expected in zip(predicted, true, SB3["explained_variance/value"], strict=True):
         weight = jnp.ones(p.shape[0])
-        np.testing.assert_allclose(explained_variance(jnp.asarray(p), jnp.asarray(t), weight), expected, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(
+            explained_variance(jnp.asarray(p), jnp.asarray(t), weight), expected, rtol=1e-4, atol=1e-6
+        )
         padded = [jnp.asarray(np.append(x, y)) for x, y in ((p, 7.0), (t, -900.0), (weight, 0.0))]
         padded = [x.astype(jnp.float32) for x in padded]
         np.testing.assert_allclose(explained_variance(*padded), expected, rtol=1e-4, atol=1e-6)

@@ -15,7 +15,9 @@ from advantage.types import NONFINITE, Chunk, Space, Spec
 
 T, N = 4, 2
 SPEC = Spec(Space("box", (3,), low=-1.0, high=1.0), Space("discrete", (), "int32", n=(2,), start=(0,)))
-CONFIG = dqn.Config(net_arch=(4,), batch_size=8, buffer_size=64, learning_starts=0, target_update_interval=100)
+CONFIG = dqn.Config(
+    net_arch=(4,), batch_size=8, buffer_size=64, learning_starts=0, target_update_interval=100
+)
 update = jax.jit(replayed_update(dqn))
 
 

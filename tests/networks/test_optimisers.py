@@ -45,7 +45,9 @@ def test_gradients_are_clipped_by_their_global_norm():
     make = named("sgd")
     gradients = random_gradients(0, 100.0)
     after, _, _ = descend(make, 1.0, 0.5, NETWORK, gradients, optimisers.init(make, NETWORK))
-    step = np.concatenate([np.ravel(a - b) for a, b in zip(*map(jax.tree.leaves, (NETWORK, after)), strict=True)])
+    step = np.concatenate(
+        [np.ravel(a - b) for a, b in zip(*map(jax.tree.leaves, (NETWORK, after)), strict=True)]
+    )
     flat = np.concatenate([np.ravel(g) for g in jax.tree.leaves(gradients)])
     np.testing.assert_allclose(np.linalg.norm(step), 0.5, rtol=1e-4)
     np.testing.assert_allclose(step, 0.5 * flat / np.linalg.norm(flat), rtol=1e-3, atol=1e-5)

@@ -42,7 +42,9 @@ def test_net_arch_of_q_networks():
     assert network_fields(dqn.Config, {"net_arch": [32, 16]}) == {"net_arch": (32, 16)}
 
 
-@pytest.mark.parametrize("wrong", [[0], [-1, 4], ["wide"], [[64]], {"pi": [64], "q": [64]}, [{"pi": [0]}], 64])
+@pytest.mark.parametrize(
+    "wrong", [[0], [-1, 4], ["wide"], [[64]], {"pi": [64], "q": [64]}, [{"pi": [0]}], 64]
+)
 def test_net_arch_errors(wrong):
     """What is no architecture is refused by name."""
     with pytest.raises(ValueError, match="net_arch"):

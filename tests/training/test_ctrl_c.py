@@ -7,6 +7,7 @@ import threading
 import numpy as np
 import pytest
 
+import advantage.drivers.fused as fused
 from advantage import DQN, PPO
 
 OBS = np.array([0.1, -0.2, 0.03, 0.4], np.float32)
@@ -20,6 +21,9 @@ SMALL = {
 def model(request):
     """A model whose programs are compiled."""
     name, driver = request.param.split("-")
+    patch = pytest.MonkeyPatch()
+    patch.setattr(fused, "SEGMENT_SECONDS", 0.01)  # the fused driver stops between segments
+    request.addfinalizer(patch.undo)
     face, env = {"PPO": PPO, "DQN": DQN}[name], {"host": "CartPole-v1", "fused": "advantage/CartPole-v1"}[driver]
     return face("MlpPolicy", env, seed=1, policy_kwargs={"net_arch": [4]}, **SMALL[face]).learn(128)
 
