@@ -117,6 +117,7 @@ def test_sb3s_dqn_example(tmp_path, monkeypatch, capsys):
         obs, reward, terminated, truncated, info = env.step(action)
         if terminated or truncated:
             obs, info = env.reset()
+    assert reward == 1.0 and info == {}
     table = capsys.readouterr().out
     for key in ("rollout/", "ep_len_mean", "ep_rew_mean", "exploration_rate", "time/", "episodes", "fps",
                 "time_elapsed", "total_timesteps", "train/", "learning_rate", "loss", "n_updates"):  # fmt: skip
@@ -132,7 +133,7 @@ def test_sb3s_getting_started():
     for _ in range(3):
         action, _state = model.predict(obs, deterministic=True)
         obs, reward, done, info = vec_env.step(action)
-    assert obs.shape == (1, 4) and _state is None
+    assert obs.shape == (1, 4) and reward.shape == done.shape == (1,) and len(info) == 1 and _state is None
 
 
 # -- signatures -----------------------------------------------------------------------------------------
@@ -650,6 +651,17 @@ def test_parameters_are_read_and_set(trained, loaded, face, tmp_path):
         other.set_parameters({**model.get_parameters(), "more": {".no_such": np.zeros(1)}})
     with pytest.raises(NotAModel, match="shape"):
         other.set_parameters({"policy": {name: np.zeros(3, np.int32)}}, exact_match=False)
+
+
+@pytest.mark.parametrize("env", ["CartPole-v1", "advantage/CartPole-v1"])
+def test_parameters_set_are_those_that_act(trained, env):
+    """After `set_parameters` the model acts with them at once, also where it had acted before."""
+    model = small(PPO, env, seed=9)
+    model.predict(OBS)
+    model.set_parameters(trained[PPO].get_parameters())
+    wanted = jax.tree.leaves(trained[PPO].policy.parameters)
+    for ours, theirs in zip(jax.tree.leaves(model.policy.parameters), wanted, strict=True):
+        assert np.array_equal(ours, theirs)
 
 
 @pytest.mark.parametrize("face", FACES)

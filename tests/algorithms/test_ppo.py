@@ -537,8 +537,8 @@ rng = np.random.default_rng(0)
 kind = rng.choice(3, size=(T, N), p=[0.6, 0.2, 0.2])
 obs, final_obs = rng.normal(size=(2, T, N, 3)).astype(np.float32)
 chunk = Chunk(obs, np.zeros((T, N), bool), None, rng.integers(3, size=(T, N)).astype(np.int32),
-              rng.normal(size=(T, N)).astype(np.float32), kind == 1, kind == 2, rng.random((T, N)) < 0.9, final_obs,
-              rng.normal(size=(N, 3)).astype(np.float32))
+              rng.normal(size=(T, N)).astype(np.float32), kind == 1, kind == 2, rng.random((T, N)) < 0.9,
+              final_obs, rng.normal(size=(N, 3)).astype(np.float32))
 state = ppo.init(config, spec, jax.random.PRNGKey(0))
 mesh = Mesh(np.array(jax.devices()), ("n",))
 rows = NamedSharding(mesh, P(None, "n"))

@@ -62,7 +62,7 @@ def test_a_fault_in_a_step_is_named(toys, trained, name, fault, at, step):
     model.learn(8)  # new episodes
     before = toys.leaves(model)
     envs[1].arm(fault, at)
-    with pytest.raises(EnvironmentFailure, match=rf"env 1\b.*") as caught:
+    with pytest.raises(EnvironmentFailure, match=r"env 1\b") as caught:
         model.learn(160)
     assert f"at step {step:,}" in str(caught.value)
     if fault == "step":

@@ -68,13 +68,12 @@ def test_epsilon_is_counted_in_environment_steps(toys, driver, n_envs):
 
 
 @pytest.mark.parametrize("driver", ["host", "fused"])
-@pytest.mark.parametrize("n_envs", [1, 3])
 @pytest.mark.parametrize("face", [PPO, DQN])
-def test_a_learning_rate_reaches_its_end(toys, face, driver, n_envs):
+def test_a_learning_rate_reaches_its_end(toys, face, driver):
     """The last update, of a partial chunk too, learns with the schedule's value at the very end."""
     kwargs = {"n_steps": 8, "batch_size": 8} if face is PPO else {"buffer_size": 99, "learning_starts": 0}
     model, _ = made(
-        toys, face, driver, toys.gymnasium.spaces.Discrete(2), n_envs, optimizer=last_rate,
+        toys, face, driver, toys.gymnasium.spaces.Discrete(2), 3, optimizer=last_rate,
         learning_rate=lambda left: 0.25 + left, **kwargs,
     )  # fmt: skip
     model.learn(50)

@@ -29,7 +29,7 @@ def test_clipped_surrogate_by_hand():
 
 
 def test_clipped_surrogate_has_no_gradient_outside():
-    """Where clipping binds, the policy is not pushed further out; elsewhere the slope is ratio * advantage."""
+    """Where clipping binds there is no push further out; elsewhere the slope is ratio * advantage."""
 
     def total(log_prob):
         return jnp.sum(objectives.clipped_surrogate(log_prob, jnp.zeros(3), floats(1.0, -1.0, 2.0), 0.2))

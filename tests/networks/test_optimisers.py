@@ -67,7 +67,7 @@ def test_descend_can_be_the_identity(why):
 
 
 TORCH = {
-    # name, options: one step from (parameter, gradient, memory, count) to (parameter, memory), in torch's words
+    # name, options: one step from (parameter, gradient, memory, count) to (parameter, memory)
     ("adam", ()): lambda p, g, m, t: adam_step(p, g, m, t, 1e-8, 0.0),
     ("adam", (("eps", 0.1),)): lambda p, g, m, t: adam_step(p, g, m, t, 0.1, 0.0),
     ("adamw", ()): lambda p, g, m, t: adam_step(p, g, m, t, 1e-8, 0.01),

@@ -7,8 +7,8 @@ import threading
 import numpy as np
 import pytest
 
-import advantage.drivers.fused as fused
 from advantage import DQN, PPO
+from advantage.drivers import fused
 
 OBS = np.array([0.1, -0.2, 0.03, 0.4], np.float32)
 SMALL = {
