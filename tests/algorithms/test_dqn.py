@@ -259,8 +259,10 @@ def test_learning_rates_side_by_side():
     """`vmap` over a hyper-parameter equals one run each; a rate of 0 learns nothing."""
     rates = jnp.array([0.0, 1e-3, 1e-2])
 
+    state, rows = fresh(), batch()  # cached: made out here, so that no tracer is kept
+
     def run(rate):
-        return dqn.learn(dataclasses.replace(SMALL, learning_rate=rate), fresh(), batch())[0].network
+        return dqn.learn(dataclasses.replace(SMALL, learning_rate=rate), state, rows)[0].network
 
     together = jax.jit(jax.vmap(run))(rates)
     for i, rate in enumerate(rates):

@@ -474,9 +474,10 @@ def test_acting_without_exploration_is_deterministic():
 def test_learning_rates_side_by_side():
     """`vmap` over a hyper-parameter equals one run each; a rate of 0 learns nothing."""
     rates = jnp.array([0.0, 1e-3, 1e-2])
+    state, rollout = fresh(), chunk()  # cached: made out here, so that no tracer is kept
 
     def run(rate):
-        return ppo.update(dataclasses.replace(SMALL, learning_rate=rate), fresh(), (), chunk())[0]
+        return ppo.update(dataclasses.replace(SMALL, learning_rate=rate), state, (), rollout)[0]
 
     together = jax.jit(jax.vmap(run))(rates)
     for i, rate in enumerate(rates):
