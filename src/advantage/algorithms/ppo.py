@@ -1,7 +1,6 @@
 """Proximal policy optimisation (Schulman et al., 2017, https://arxiv.org/abs/1707.06347), clipped objective."""
 
 import math
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

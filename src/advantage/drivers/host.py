@@ -131,7 +131,7 @@ class HostDriver:
             return scheduled_values(schedules, 1.0 - np.minimum(steps / max(stop, 1), 1.0))
 
         actor = programs.actor(self._leaves, values())
-        while steps[0] < stop or steps.min() < stop:
+        while steps.min() < stop:
             for step in self._collect(config, programs, actor, steps, stop):
                 if on_step is not None and not on_step(step):
                     self._ahead = steps - steps.min()

@@ -73,7 +73,6 @@ class SyncEnvs:
             except Exception as error:
                 raise EnvironmentFailure(f"{self._name(i)} raised {_said(error)} in step({row!r})") from error
         try:
-            # Whole columns at once: half the time of writing row by row.
             seen, rewards, overs, cuts, self.infos = map(list, zip(*answers, strict=True))
             rows, reward = self.observations.gather(seen), np.array(rewards, np.float32).reshape(count)
             terminated, truncated = np.array(overs, bool), np.array(cuts, bool)
