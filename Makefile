@@ -36,9 +36,9 @@ learn: $(VENV)/.test  ## the long learning tests (minutes)
 	@echo "==> learning"
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m slow --durations 0 $(ARGS)
 
-bench: $(VENV)/.demo  ## the benchmarks of this library
+bench: $(VENV)/.demo  ## speed beside Stable-Baselines3 and SBX (a quarter of an hour)
 	@echo "==> benchmarks"
-	@$(BIN)/python benchmarks/run.py $(ARGS)
+	@$(BIN)/python benchmarks/speed.py $(ARGS)
 
 docs: $(VENV)/.docs  ## the documentation, into site/
 	@echo "==> documentation"

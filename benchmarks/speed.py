@@ -4,8 +4,8 @@
     python benchmarks/speed.py --job ppo-gym --rounds 1 # one job; its results go to .bench/
 
 Peers cannot live in our environment: they get their own under `.bench/` on first use, unless told where they
-are (`--python-sb3`, `--python-sbx`). On Linux, pip takes torch with CUDA by default; the smaller one is had
-by `PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu`.
+are (`--python-sb3`, `--python-sbx`). On Linux, pip takes torch with CUDA by default, some gigabytes more than
+is needed: PyTorch's own page tells where its CPU build is.
 
 Protocol. Each measurement is one child process (`_worker.py`), pinned to one core (`ppo-fused-8seeds`: two),
 with torch and XLA on what it is pinned to and JAX's persistent cache off. `learn` is called three times, the

@@ -30,7 +30,7 @@ ROOMS = {
     "networks": {"types", "equations"},
     "memory": FOUNDATION,
     "algorithms": FOUNDATION | {"memory"},
-    "envs": {"types"},
+    "envs": {"types", "platform"},
     "drivers": {"types", "equations", "envs"},
     "training": FOUNDATION | {"envs", "drivers"},  # networks: model files name their activations and optimisers
     "models": FOUNDATION | {"memory", "algorithms", "envs", "drivers", "training", "__init__"},

@@ -46,3 +46,40 @@ def test_importing_advantage_alone_does_not_import_jax():
     """Names load when first used, so that the command line's help stays instant."""
     out, said = ran("import advantage, sys\nprint('jax' in sys.modules, advantage.__version__)")
     assert out[0] == "False" and not said
+
+
+LINEAR_ALGEBRA = """
+import jax, jax.numpy as jnp, os
+from advantage import PPO
+from advantage.envs.jax import Transition
+from advantage.types import Space, Spec
+
+class Decomposes:
+    id, spec = "Decomposes", Spec(Space("box", (3,), low=-9.0, high=9.0), Space("discrete", n=(2,), start=(0,)))
+    def reset(self, key):
+        return jnp.int32(0), jnp.zeros(3)
+    def step(self, steps, action, key):
+        root = jnp.linalg.cholesky(2.0 * jnp.eye(3) + action)
+        return steps + 1, Transition(jnp.diagonal(root), jnp.float32(1.0), jnp.bool_(False), steps >= 8)
+
+settings = {"n_steps": 8, "batch_size": 8, "n_envs": 4, "seeds": 2, "policy_kwargs": {"net_arch": []}}
+"""
+
+
+def test_linear_algebra_gets_threads_to_spare():
+    """With a thread for each device, decompositions side by side would wait for each other for ever."""
+    train = 'PPO("MlpPolicy", Decomposes(), **settings).learn(64)\nprint(os.environ["NPROC"])\n'
+    out, _ = ran("import os\nos.environ['JAX_NUM_CPU_DEVICES'] = '2'\n" + LINEAR_ALGEBRA + train)
+    assert out == ["4"]
+
+
+def test_linear_algebra_without_threads_is_refused():
+    """Where JAX has made its threads already, the environment is named and the remedy too."""
+    refused = (
+        'PPO("MlpPolicy", "advantage/CartPole-v1", **settings).learn(32)\n'
+        'try: PPO("MlpPolicy", Decomposes(), **settings).learn(64)\n'
+        "except ValueError as error: print(error)\n"
+    )
+    out, _ = ran("import os\nos.environ['JAX_NUM_CPU_DEVICES'] = '2'\n" + LINEAR_ALGEBRA + refused)
+    said = " ".join(out)
+    assert "'Decomposes' uses linear algebra (cholesky)" in said and "NPROC=4" in said

@@ -28,7 +28,7 @@ from advantage.drivers.common import streams
 from advantage.drivers.fused import FusedDriver
 from advantage.drivers.host import HostDriver
 from advantage.envs.jax import is_jax_env
-from advantage.envs.make import host_envs, resolve_env
+from advantage.envs.make import host_envs, reserve_threads, resolve_env
 from advantage.envs.vec_env import DummyVecEnv
 from advantage.envs.vector import to_rows
 from advantage.equations.schedules import Schedule
@@ -87,6 +87,7 @@ class Model:
 
     def __init__(self, policy: str, env: Any = None, *args: Any, **kwargs: Any):
         options, fields = self._arguments(args, kwargs)
+        reserve_threads(env)
         self._set(
             policy=_known_policy(policy), verbose=options["verbose"], tensorboard_log=options["tensorboard_log"],
             policy_kwargs=dict(options["policy_kwargs"] or {}), stats_window_size=options["stats_window_size"],
@@ -262,6 +263,7 @@ class Model:
             FileNotFoundError, NotAModel: there is no such file, or it is no model of this algorithm.
             ValueError: `env` has other spaces than the model.
         """
+        reserve_threads(env)
         header, arrays = read_model(path)
         name = header.get("algorithm")
         if name != cls.__name__:
@@ -494,7 +496,7 @@ class Model:
         make_memory = agent_of(self.algorithm).init_memory
 
         def build() -> PyTree:
-            state = self.algorithm.init(config, self._spec, streams(0)[0])
+            state = self.algorithm.init(config, self._spec, jnp.array(streams(0)[0]))
             carry = self.algorithm.initial_carry(config, self._spec, self.n_envs)
             return state, carry, make_memory(config, self._spec, self.n_envs)
 
@@ -593,7 +595,7 @@ def _acting_program(algorithm: ModuleType, config: Any, explore: bool) -> Any:
 
 
 def _initial_state(algorithm: ModuleType, config: Any, spec: Spec, seeds: int) -> PyTree:
-    keys = jnp.stack([streams(0)[0]] * seeds)
+    keys = jnp.stack([jnp.array(streams(0)[0])] * seeds)
     return jax.vmap(lambda key: algorithm.init(config, spec, key))(keys)
 
 

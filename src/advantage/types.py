@@ -275,12 +275,14 @@ def to_env(space: Space, action: Array | np.ndarray) -> Array | np.ndarray:
 
     Works on NumPy and on JAX arrays `[..., *space.shape]`.
     """
+    if space.kind == "discrete":
+        return action + space.start[0] if space.start[0] else action
     # Written out since ranks are never promoted silently.
     shape = (1,) * (action.ndim - len(space.shape)) + space.shape
     if space.kind == "box":
         low, high = space.bounds()
         return action.clip(low.reshape(shape), high.reshape(shape))
-    if space.kind in ("discrete", "multi_discrete") and any(space.start):
+    if space.kind == "multi_discrete" and any(space.start):
         return action + np.reshape(np.asarray(space.start, np.int32), shape)
     return action
 

@@ -384,6 +384,33 @@ def test_minibatches_are_shuffled():
 # -- losses ----------------------------------------------------------------------------------------------
 
 
+def orders(valid, n_epochs, batch_size):
+    """The rows of every epoch, padding included."""
+    weight = jnp.asarray(valid, jnp.float32)
+    found = ppo.shuffled(jax.random.PRNGKey(0), weight, n_epochs, batch_size)
+    return np.asarray(found).reshape(n_epochs, -1)
+
+
+@pytest.mark.parametrize("count", [50, 2**20 + 3])  # numbers that ride in what is drawn, and pairs
+def test_every_epoch_is_a_permutation_of_its_own(count):
+    """Every row once an epoch, valid ones first, then invalid ones and the padding of the last minibatch."""
+    valid = np.arange(count) % 3 > 0
+    found = orders(valid, 2, 32)
+    padded = -(-count // 32) * 32
+    for order in found:
+        np.testing.assert_array_equal(np.sort(order), np.arange(padded))
+        assert valid[order[: valid.sum()]].all()
+        assert np.mean(np.diff(order[: valid.sum()]) > 0) < 0.75  # not in their own order
+    assert (found[0] != found[1]).any()
+
+
+def test_orders_are_uniform():
+    """Every row is as likely in every place (chi-squared over 8 rows in 8 places)."""
+    found = orders(np.ones(8), 8000, 8)
+    counts = np.stack([np.bincount(found[:, place], minlength=8) for place in range(8)])
+    assert scipy.stats.chi2.sf(np.sum((counts - 1000) ** 2 / 1000), 7 * 7) > 1e-4
+
+
 def test_target_kl_stops():
     """With a tiny target the second step is already too far: three epochs leave what one does."""
     whole = dataclasses.replace(SMALL, batch_size=12, n_epochs=3, learning_rate=0.05)
@@ -494,7 +521,7 @@ def test_the_program_does_not_grow_with_epochs_or_minibatches():
         lowered = jax.jit(functools.partial(ppo.update, config)).lower(fresh(), (), chunk())
         return len(lowered.as_text().splitlines())
 
-    assert length(n_epochs=1) == length(n_epochs=50)
+    assert length(n_epochs=2) == length(n_epochs=50)
     assert length(batch_size=6) == length(batch_size=2)
 
 

@@ -46,7 +46,7 @@ print(json.dumps({"devices": jax.local_device_count(), **out}))
 def bits():
     """Hashes of all arrays of seeds trained among others, alone, and in segments of one update."""
     environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "2"}
-    environment.pop("NPROC")  # one thread would be too few for two devices
+    environment.pop("NPROC")
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, timeout=500, check=False
     )

@@ -88,6 +88,15 @@ def test_td_error_is_that_of_rlax():
     np.testing.assert_allclose(target - value, RLAX["td/errors"], rtol=1e-5, atol=1e-6)
 
 
+def test_chosen_by_hand():
+    """The entry named; its gradient reaches that entry alone, also beside infinities."""
+    x = jnp.asarray([[1.0, 2.0, 3.0], [4.0, 5.0, -jnp.inf]])
+    action = jnp.asarray([2, 0], jnp.int32)
+    np.testing.assert_array_equal(objectives.chosen(x, action), [3.0, 4.0])
+    gradient = jax.grad(lambda x: jnp.sum(objectives.chosen(x, action)))(x)
+    np.testing.assert_array_equal(gradient, [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]])
+
+
 def test_huber_by_hand():
     """Quadratic within 1, linear outside, both at 1; slopes are clipped at 1."""
     errors = floats(0.0, 0.5, -0.5, 1.0, 3.0, -3.0)

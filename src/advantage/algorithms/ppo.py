@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from advantage.equations.distributions import Key
 from advantage.equations.objectives import (
@@ -205,36 +205,68 @@ def schedules(config: Config) -> dict[str, Schedule]:
     return {}
 
 
+class Learner(NamedTuple):
+    """What changes from one minibatch to the next."""
+
+    network: ActorCritic
+    optimizer: PyTree
+    going_on: Array  # False once the KL was too large, or where no row is valid
+    applied: Array  # gradient steps made
+    totals: Metrics  # sums over them
+
+
 def update(config: Config, state: State, memory: Any, chunk: Chunk) -> tuple[State, Any, Metrics]:
     """`n_epochs` passes over one rollout `[T, N]` in minibatches of `batch_size` rows."""
     chunk = sanitise(chunk)
     rows = prepare(config, state.network, chunk)
-    count = rows.weight.shape[0]
-    batches = -(-count // config.batch_size)
-    padded = jax.tree.map(lambda x: _pad(x, batches * config.batch_size - count), rows)
-    epoch_keys = jax.random.split(state.key, config.n_epochs + 1)
+    key, order_key = jax.random.split(state.key)
+    minibatches = shuffled(order_key, rows.weight, config.n_epochs, config.batch_size)
+    padded = jax.tree.map(lambda x: _pad(x, -x.shape[0] % config.batch_size), rows)
 
-    def epoch(learner: PyTree, key: Key) -> tuple[PyTree, Metrics]:
-        order = _valid_first(key, padded.weight)
-        shuffled = jax.tree.map(
-            lambda x: x[order].reshape(batches, config.batch_size, *x.shape[1:]), padded
-        )
-        return jax.lax.scan(lambda s, b: _minibatch_step(config, s, b), learner, shuffled)
+    def minibatch(chosen: Int[Array, " B"]) -> Rows:
+        return jax.tree.map(lambda x: x[chosen], padded)
 
     going_on = jnp.any(chunk.valid)
-    learner = (state.network, state.optimizer, going_on)
-    (network, optimizer, _), metrics = jax.lax.scan(epoch, learner, epoch_keys[1:])
-    applied, nonfinite = metrics.pop("applied"), metrics.pop(NONFINITE)
-    metrics = {name: masked_mean(x, applied) for name, x in metrics.items()}
-    metrics[NONFINITE] = jnp.sum(nonfinite)
-    metrics["train/explained_variance"] = explained_variance(rows.value, rows.returns, rows.weight)
-    if network.actor.log_std is not None:
-        metrics["train/std"] = jnp.mean(network.actor.std())
+    _, metrics = jax.eval_shape(lambda: config.loss(config, state.network, minibatch(minibatches[0])))
+    totals = {name: jnp.float32(0.0) for name in (*metrics, NONFINITE)}
+    learner = Learner(state.network, state.optimizer, going_on, jnp.int32(0), totals)
+    learner, _ = jax.lax.scan(
+        lambda learner, chosen: (_gradient_step(config, learner, minibatch(chosen)), None), learner, minibatches
+    )
     # An epoch cut short by target_kl counts; an empty chunk changes no bit.
-    n_updates = state.n_updates + jnp.sum(jnp.any(applied > 0, axis=1), dtype=jnp.int32)
-    metrics["train/n_updates"] = n_updates.astype(jnp.float32)
-    key = jnp.where(going_on, epoch_keys[0], state.key)
-    return State(network, optimizer, n_updates, key), memory, metrics
+    per_epoch = jnp.maximum(-(-jnp.sum(chunk.valid, dtype=jnp.int32) // config.batch_size), 1)
+    n_updates = state.n_updates - -learner.applied // per_epoch
+    key = jnp.where(going_on, key, state.key)
+    new = State(learner.network, learner.optimizer, n_updates, key)
+    return new, memory, _metrics(learner, new, rows)
+
+
+def _metrics(learner: Learner, state: State, rows: Rows) -> Metrics:
+    """Means over the gradient steps made, and what is known of the whole rollout."""
+    steps = jnp.maximum(learner.applied, 1).astype(jnp.float32)
+    metrics = {name: x if name == NONFINITE else x / steps for name, x in learner.totals.items()}
+    metrics["train/explained_variance"] = explained_variance(rows.value, rows.returns, rows.weight)
+    if state.network.actor.log_std is not None:
+        metrics["train/std"] = jnp.mean(state.network.actor.std())
+    metrics["train/n_updates"] = state.n_updates.astype(jnp.float32)
+    return metrics
+
+
+def shuffled(key: Key, weight: Float[Array, " R"], n_epochs: int, batch_size: int) -> Int[Array, "M B"]:
+    """Row numbers of every minibatch: all rows in each epoch, in a random order, full minibatches first.
+
+    Rows of weight 0 come last, and then the padding of the last minibatch, numbers from R on.
+    """
+    count = weight.shape[0] + -weight.shape[0] % batch_size
+    drawn = jax.random.bits(key, (n_epochs * count,)).reshape(n_epochs, count) >> 1
+    drawn = jnp.where(_pad(weight, count - weight.shape[0])[None] > 0, drawn, jnp.uint32(0xFFFFFFFF))
+    index_bits = (count - 1).bit_length()
+    if index_bits > 20:  # too few bits would be left to draw
+        return jnp.argsort(drawn, axis=1).reshape(-1, batch_size)
+    # A row's number rides in the low bits of what was drawn: numbers sort six times faster than pairs.
+    mask = jnp.uint32(2**index_bits - 1)
+    order = jnp.sort(drawn & ~mask | jnp.arange(count, dtype=jnp.uint32)[None], axis=1) & mask
+    return order.astype(jnp.int32).reshape(-1, batch_size)
 
 
 def prepare(config: Config, network: ActorCritic, chunk: Chunk) -> Rows:
@@ -244,13 +276,10 @@ def prepare(config: Config, network: ActorCritic, chunk: Chunk) -> Rows:
     # Distributions hold an action's components along one axis, whatever the space's shape.
     action = chunk.action.reshape(*chunk.valid.shape, -1) if chunk.action.ndim > 2 else chunk.action
     log_prob = network.actor.distribution(latent, chunk.action_mask).log_prob(action)
-    # Nothing is known beyond the last valid row: sums end there, bootstrapped from its successor.
+    # Nothing is known beyond the last valid row: what follows it counts for nothing but its own value.
     ended = chunk.terminated | chunk.truncated | ~chunk.valid
     value, next_value = jax.tree.map(lambda x: jnp.where(chunk.valid, x, 0.0), (value, next_value))
-    beyond = jnp.concatenate([~chunk.valid[1:], jnp.zeros_like(chunk.valid[:1])])
-    advantage = generalised_advantage(
-        chunk.reward, value, next_value, ended | beyond, config.gamma, config.gae_lambda
-    )
+    advantage = generalised_advantage(chunk.reward, value, next_value, ended, config.gamma, config.gae_lambda)
     rows = Rows(
         chunk.obs,
         chunk.action_mask,
@@ -264,24 +293,19 @@ def prepare(config: Config, network: ActorCritic, chunk: Chunk) -> Rows:
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows)
 
 
-def _minibatch_step(config: Config, learner: PyTree, rows: Rows) -> tuple[PyTree, Metrics]:
+def _gradient_step(config: Config, learner: Learner, rows: Rows) -> Learner:
     """One gradient step; the identity where no row is valid, a gradient is not finite or the KL too large."""
-    network, optimizer_state, going_on = learner
+    network, optimizer, going_on, count, totals = learner
     (_, metrics), gradients = jax.value_and_grad(config.loss, argnums=1, has_aux=True)(config, network, rows)
     if config.target_kl is not None:
         going_on &= metrics["train/approx_kl"] <= 1.5 * config.target_kl
     wanted = going_on & (rows.weight[0] > 0)  # valid rows come first
-    network, optimizer_state, applied = descend(
-        config.optimizer, config.learning_rate, config.max_grad_norm, network, gradients, optimizer_state, wanted
+    network, optimizer, applied = descend(
+        config.optimizer, config.learning_rate, config.max_grad_norm, network, gradients, optimizer, wanted
     )
-    metrics[NONFINITE] = (wanted & ~applied).astype(jnp.float32)
-    return (network, optimizer_state, going_on), {**metrics, "applied": applied.astype(jnp.float32)}
-
-
-def _valid_first(key: Key, weight: Float[Array, " R"]) -> Array:
-    """A random order of the rows in which valid ones come first, so that minibatches are full."""
-    drawn = jax.random.bits(key, weight.shape) >> 1
-    return jnp.argsort(jnp.where(weight > 0, drawn, jnp.uint32(0xFFFFFFFF)))
+    counted = {name: jnp.where(applied, x, 0.0) for name, x in metrics.items()}
+    counted[NONFINITE] = (wanted & ~applied).astype(jnp.float32)
+    return Learner(network, optimizer, going_on, count + applied, jax.tree.map(jnp.add, totals, counted))
 
 
 def _pad(x: Array, count: int) -> Array:

@@ -1,7 +1,7 @@
 """What the drivers share: random streams, scheduled hyper-parameters, reports."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -28,12 +28,13 @@ class Recent(NamedTuple):
     total: int  # episodes finished so far
 
 
-def streams(seed: int) -> UInt32[Array, "3 2"]:
+def streams(seed: int) -> UInt32[np.ndarray, "3 2"]:
     """Independent keys of one seed for initialisation, acting and the environments.
 
-    Every seed has its own, whatever others run beside it; nothing else draws from them.
+    Every seed has its own, whatever others run beside it; nothing else draws from them. Hashed by NumPy:
+    JAX would compile three small programs for it.
     """
-    return jax.random.split(jax.random.PRNGKey(seed), 3)
+    return np.random.SeedSequence(seed, spawn_key=(0,)).generate_state(6).reshape(3, 2)
 
 
 def environment_seeds(seed: int, num_envs: int) -> np.ndarray:
@@ -50,9 +51,11 @@ def scheduled_values(
     schedules: Mapping[str, Schedule], progress_remaining: np.ndarray
 ) -> Float[np.ndarray, "*points K"]:
     """Each schedule (sorted by name) at each remaining progress; last axis K, of length 0 without any."""
-    columns = []
-    for name in sorted(schedules):
-        points = [float(schedules[name](float(p))) for p in progress_remaining.ravel()]
-        columns.append(np.reshape(points, progress_remaining.shape))
-    shape = (*progress_remaining.shape, len(columns))
-    return np.stack(columns, axis=-1).astype(np.float32) if columns else np.zeros(shape, np.float32)
+    names = sorted(schedules)
+    rows = [[float(schedules[name](p)) for name in names] for p in progress_remaining.ravel().tolist()]
+    return np.array(rows, np.float32).reshape(*progress_remaining.shape, len(names))
+
+
+def compiled_quickly(function: Callable, **options: Any) -> Callable:
+    """`jax.jit` for what runs once: not optimised, it compiles in half the time."""
+    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0}, **options)

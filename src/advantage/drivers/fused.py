@@ -19,8 +19,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree
 
-from advantage.drivers.common import Recent, Report, resolve, scheduled_values, streams
-from advantage.envs.jax import JaxEnv, reset_envs, step_envs
+from advantage.drivers.common import Recent, Report, compiled_quickly, resolve, scheduled_values, streams
+from advantage.envs.jax import JaxEnv, check_threads, reset_envs, step_envs
 from advantage.envs.vector import EnvironmentFailure
 from advantage.equations.schedules import Schedule
 from advantage.types import NONFINITE, Agent, Chunk, Observed, successor
@@ -81,6 +81,7 @@ class FusedDriver:
         self.agent, self.env, self.spec, self.window = agent, env, env.spec, window
         self.num_seeds, self.num_envs = num_seeds, num_envs
         self.seeds = range(seed, seed + num_seeds)
+        check_threads(env)
         devices = jax.local_devices() if devices is None else devices
         self.seed_axis = seed_axis or ("devices" if devices[0].platform == "cpu" else "vmap")
         self.version = 0  # of the state: counts segments
@@ -96,8 +97,11 @@ class FusedDriver:
     def init(self, config: Any) -> None:
         """Fresh agents, empty memories, new episodes."""
         programs = self._programs(config, ())
-        keys = np.stack([np.asarray(streams(seed)) for seed in self.seeds])
-        self._groups = [programs.init(group) for group in self._split(keys)]
+        keys = np.stack([streams(seed) for seed in self.seeds])
+        # One after the other, on one device: decompositions side by side need threads to spare.
+        states = jax.tree.map(lambda *x: np.stack(x), *[programs.agent(key) for key in keys[:, 0]])
+        parts = zip(self._split(states), self._split(keys), strict=True)
+        self._groups = [programs.init(state, group) for state, group in parts]
         self._reset_due = False
 
     def reset(self) -> None:
@@ -238,7 +242,8 @@ class Setting(NamedTuple):
 class Programs(NamedTuple):
     """The compiled functions of a setting for one group of seeds."""
 
-    init: Any  # (keys [width, 3, 2]) -> run
+    agent: Any  # (key) -> state of one seed
+    init: Any  # (states, keys [width, 3, 2]) -> run
     reset: Any  # (run) -> run
     segment: Any  # (run, values, bounds [width], remaining) -> (run, metrics)
 
@@ -246,11 +251,13 @@ class Programs(NamedTuple):
 @functools.lru_cache(maxsize=64)
 def _programs(setting: Setting, mesh: Mesh | None) -> Programs:
     """Compile-once functions over the seeds axis."""
+    agent = compiled_quickly(functools.partial(setting.agent.algorithm.init, setting.config, setting.env.spec))
     init, reset, segment = (functools.partial(f, setting) for f in (_init, _reset, _segment))
     if mesh is None:
         return Programs(
-            jax.jit(jax.vmap(init)),
-            jax.jit(jax.vmap(reset), donate_argnums=0),
+            agent,
+            compiled_quickly(jax.vmap(init), donate_argnums=0),
+            compiled_quickly(jax.vmap(reset), donate_argnums=0),
             jax.jit(jax.vmap(segment, in_axes=(0, None, 0, None)), donate_argnums=0),
         )
     one, every = PartitionSpec("seeds"), PartitionSpec()
@@ -268,16 +275,16 @@ def _programs(setting: Setting, mesh: Mesh | None) -> Programs:
         return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=one, check_vma=False)
 
     return Programs(
-        jax.jit(alone(init, one)),
-        jax.jit(alone(reset, one), donate_argnums=0),
+        agent,
+        compiled_quickly(alone(init, one, one), donate_argnums=0),
+        compiled_quickly(alone(reset, one), donate_argnums=0),
         jax.jit(alone(segment, one, every, one, every), donate_argnums=0),
     )
 
 
-def _init(setting: Setting, keys: Array) -> Run:
-    """A fresh run from the keys for initialising, acting and the environments."""
+def _init(setting: Setting, state: PyTree, keys: Array) -> Run:
+    """A fresh run of an agent from its keys for initialising, acting and the environments."""
     algorithm, config, spec = setting.agent.algorithm, setting.config, setting.env.spec
-    state = algorithm.init(config, spec, keys[0])
     memory = setting.agent.init_memory(config, spec, setting.num_envs)
     carry = algorithm.initial_carry(config, spec, setting.num_envs)
     env_state, env_key, observed = _begin(setting, keys[2])

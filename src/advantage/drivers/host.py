@@ -8,6 +8,7 @@ A chunk is written into fresh NumPy arrays `[S, T, N, ...]` and shipped once.
 
 import collections
 import functools
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -16,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from advantage.drivers.common import Recent, Report, environment_seeds, resolve, scheduled_values, streams
-from advantage.envs.check import first_nonfinite
+from advantage.drivers.common import Recent, Report, compiled_quickly, environment_seeds, resolve, scheduled_values, streams
+from advantage.envs.check import first_bad_row
 from advantage.envs.vector import EnvironmentFailure, HostEnvs
 from advantage.equations.schedules import Schedule
 from advantage.types import Agent, Chunk, Observed, Spec, TimeStep
@@ -27,9 +28,15 @@ class Programs(NamedTuple):
     """The compiled functions of one agent, config and shape; all take and give a seeds axis."""
 
     init: Callable  # (keys [S, 2]) -> (state, memory, carry)
-    actor: Callable  # (leaves of the state, values) -> leaves of the actor
-    act: Callable  # (leaves, carry, keys, observed) -> (action, carry, keys)
-    update: Callable  # (leaves, memory, chunk, values) -> (leaves, memory, metrics, leaves of the actor)
+    actor: Callable  # (leaves of the state, values) -> the actor's own leaves
+    act: Callable  # (leaves of the actor, carry, keys, observed) -> (action, carry, keys)
+    update: Callable  # (leaves, memory, rollout, values) -> (leaves, memory, metrics, the actor's own leaves)
+    places: tuple[int | None, ...]  # where the actor's leaves are among the state's; None: its own
+
+    def acting(self, leaves: tuple, own: tuple) -> tuple:
+        """The actor's leaves: most are the state's, which a program would only copy to give them again."""
+        rest = iter(own)
+        return tuple(next(rest) if place is None else leaves[place] for place in self.places)
 
 
 class Step(NamedTuple):
@@ -61,22 +68,23 @@ class HostDriver:
         # The agents' leaves: modules take Python to flatten, 55 us an update for two small networks.
         self._leaves: tuple = ()
         self._structure: Any = None
-        self._keys = jnp.stack([streams(s)[1] for s in self.seeds])
+        self._keys = jnp.array(np.stack([streams(s)[1] for s in self.seeds]))
         self._carry: Any = None
         self._observed: Observed | None = None
         self._rows: Rows | None = None  # a chunk begun and not yet consumed
+        self._spare: Rows | None = None  # a chunk consumed, whose arrays the next one may use
         self._first_reset = True
         self._uncounted = False  # whether environments went on in rows that do not count
         self._ahead: Any = 0  # [S] steps of each seed beyond the least, where a run was stopped
         self._returns = np.zeros((self.num_seeds, self.num_envs))
         self._lengths = np.zeros((self.num_seeds, self.num_envs), np.int64)
         self._finished = [collections.deque(maxlen=window) for _ in self.seeds]
-        self._episodes = np.zeros(self.num_seeds, np.int64)
+        self._episodes = [0] * self.num_seeds
 
     def init(self, config: Any) -> None:
         """Fresh agents and empty memories."""
         programs = _programs(self.agent, config, self.spec, self.num_seeds, self.num_envs, ())
-        self.state, self.memory, self._carry = programs.init(jnp.stack([streams(s)[0] for s in self.seeds]))
+        self.state, self.memory, self._carry = programs.init(np.stack([streams(s)[0] for s in self.seeds]))
 
     @property
     def state(self) -> Any:
@@ -91,7 +99,7 @@ class HostDriver:
 
     def reset(self) -> None:
         """Begin new episodes at the next run; a chunk begun is dropped."""
-        self._observed, self._rows, self._ahead = None, None, 0
+        self._observed, self._rows, self._spare, self._ahead = None, None, None, 0
 
     def seed_state(self, seed_index: int) -> Any:
         """One seed's agent; a copy, since an update donates what it is given."""
@@ -100,11 +108,11 @@ class HostDriver:
     def recent(self, seed_index: int) -> Recent:
         """The last finished episodes of a seed."""
         finished = np.array(self._finished[seed_index], np.float64).reshape(-1, 2)
-        return Recent(finished[:, 0], finished[:, 1], int(self._episodes[seed_index]))
+        return Recent(finished[:, 0], finished[:, 1], self._episodes[seed_index])
 
     def episodes(self) -> int:
         """Episodes finished by all seeds."""
-        return int(self._episodes.sum())
+        return sum(self._episodes)
 
     def run(
         self,
@@ -130,17 +138,18 @@ class HostDriver:
         def values() -> np.ndarray:
             return scheduled_values(schedules, 1.0 - np.minimum(steps / max(stop, 1), 1.0))
 
-        actor = programs.actor(self._leaves, values())
+        actor = programs.acting(self._leaves, programs.actor(self._leaves, values()))
         while steps.min() < stop:
             for step in self._collect(config, programs, actor, steps, stop):
                 if on_step is not None and not on_step(step):
                     self._ahead = steps - steps.min()
                     return
-            chunk, self._rows = self._rows.chunk(self._observed), None
-            self._check_finite(chunk, steps)
-            self._leaves, self.memory, metrics, actor = programs.update(
-                self._leaves, self.memory, chunk, values()
-            )
+            rollout = self._rows.rollout(self._observed)
+            self._spare, self._rows = self._rows, None
+            self._check_finite(rollout, steps)
+            self._leaves, self.memory, metrics, own = programs.update(self._leaves, self.memory, rollout, values())
+            actor = programs.acting(self._leaves, own)
+            self._leaves[0].block_until_ready()  # the arrays just shipped may be written again
             self.version += 1
             self._ahead = steps - steps.min()
             yield Report(int(steps.min()), 1, metrics)
@@ -152,7 +161,7 @@ class HostDriver:
         if self._observed is None or self._uncounted:
             self._begin(steps)
         if self._rows is None:
-            self._rows = Rows(self.spec, config, self.num_seeds, self.num_envs, self._carry)
+            self._rows = self._begun(config)
         rows, space, to_env = self._rows, self.spec.action, self.agent.algorithm.to_env
         done_by_least = int(steps.min())
         while not rows.full() and done_by_least < stop:
@@ -166,15 +175,24 @@ class HostDriver:
             except EnvironmentFailure as error:
                 raise self._failure(done_by_least + self.num_envs, error) from error.__cause__
             valid = self._valid(time_step, steps, stop)
-            done = time_step.terminated | time_step.truncated
-            ended = bool(done.any())
-            rows.write(observed, action, time_step, valid, done if ended else None)
+            # Counting is ten times faster than `any`, and this is done at every step.
+            ended = np.count_nonzero(time_step.terminated) or np.count_nonzero(time_step.truncated)
+            done = time_step.terminated | time_step.truncated if ended else None
+            rows.write(observed, action, time_step, valid, done)
             self._observed = time_step.observed
-            self._count(time_step, valid, done if ended else None)
+            self._count(time_step, valid, done)
             steps += self.num_envs if valid is None else valid.sum(axis=1)
             done_by_least = int(steps[0] if valid is None and self.num_seeds == 1 else steps.min())
             last = rows.full() or done_by_least >= stop
             yield Step(observed, action, time_step, done_by_least, last)
+
+    def _begun(self, config: Any) -> "Rows":
+        """Rows for a new chunk, in the arrays of the last one where these fit."""
+        rows, self._spare = self._spare, None
+        # Those of whole episodes grow: their length is no other chunk's.
+        if rows is None or rows.config is not config or rows.episodes is not None:
+            rows = Rows(self.spec, config, self.num_seeds, self.num_envs)
+        return rows.begin(self._carry)
 
     def _failure(self, step: int, error: EnvironmentFailure) -> EnvironmentFailure:
         self.reset()
@@ -205,23 +223,25 @@ class HostDriver:
 
     def _count(self, time_step: TimeStep, valid: np.ndarray | None, done: np.ndarray | None) -> None:
         """Add a row to the running episodes; `done [S, N]` is None where none ended."""
-        self._returns += time_step.reward if valid is None else np.where(valid, time_step.reward, 0.0)
+        reward = time_step.reward.astype(np.float64)  # added as they are, NumPy would buffer them: 5 us
+        self._returns += reward if valid is None else np.where(valid, reward, 0.0)
         self._lengths += 1 if valid is None else valid
         if done is None:
             return
-        for s, n in np.argwhere(done if valid is None else done & valid):
+        for s, n in zip(*np.nonzero(done if valid is None else done & valid), strict=True):
             self._finished[s].append((self._returns[s, n], self._lengths[s, n]))
             self._episodes[s] += 1
             self._returns[s, n], self._lengths[s, n] = 0.0, 0
 
-    def _check_finite(self, chunk: Chunk, steps: np.ndarray) -> None:
+    def _check_finite(self, rollout: "Rollout", steps: np.ndarray) -> None:
         """Stop before anything not finite reaches an agent; `steps [S]` are those after the chunk."""
-        seen = (chunk.obs, chunk.final_obs, chunk.last_obs, chunk.reward)
-        if all(np.isfinite(x).all() for x in jax.tree.leaves(seen) if x.dtype.kind == "f"):
+        seen = (rollout.obs, rollout.final_obs, rollout.reward)
+        # A sum is not finite where a number is not; one that overflows is looked at again below.
+        if all(math.isfinite(x.sum()) for x in jax.tree.leaves(seen) if x.dtype.kind == "f"):
             return
         for s in range(self.num_seeds):
-            one = jax.tree.map(lambda x, s=s: x[s], chunk._replace(carry=()))
-            found = _first_bad(one)
+            one = jax.tree.map(lambda x, s=s: x[s], rollout._replace(carry=())).chunk()
+            found = first_bad_row(one)
             if found is not None:
                 taken, n, name = found
                 step = int(steps[s] - one.valid.sum()) + taken
@@ -232,31 +252,50 @@ class HostDriver:
                 )
 
 
-def _first_bad(chunk: Chunk) -> tuple[int, int, str] | None:
-    """`(the chunk's steps taken by then, environment, name)` of the first number that is not finite."""
-    valid, none = chunk.valid, np.zeros_like(chunk.valid[:1])
-    # What the policy saw, and the successor of every row that counts: also past the last of them.
-    wanted = np.concatenate([valid, none]) | np.concatenate([none, valid])
-    rows = jax.tree.map(lambda x, last: np.concatenate([x, last[None]]), chunk.obs, chunk.last_obs)
-    ended = valid & (chunk.terminated | chunk.truncated)
-    found = (
-        (0, first_nonfinite(rows, np.zeros(wanted.shape, np.float32), wanted)),
-        (1, first_nonfinite(chunk.final_obs, np.zeros_like(chunk.reward), ended)),
-        (1, first_nonfinite({}, chunk.reward, valid)),
-    )
-    places = [(int(valid[: bad[0] + later].sum()), *bad[1:]) for later, bad in found if bad is not None]
-    return min(places, key=lambda place: place[0], default=None)
+class Rollout(NamedTuple):
+    """A chunk as it is shipped, in few arrays: each costs a few microseconds."""
+
+    obs: PyTree  # [S, T+1, N, ...]: the last is what the policy saw after the last row
+    action_mask: np.ndarray | None  # [S, T, N, actions]
+    action: np.ndarray  # [S, T, N, ...]
+    reward: np.ndarray  # [S, T, N]
+    flags: np.ndarray  # [S, 4, T, N] bool: is_first, terminated, truncated, valid
+    final_obs: PyTree  # [S, T, N, ...]: as it was where no episode ended
+    carry: PyTree = ()
+
+    def chunk(self) -> Chunk:
+        """The chunk of one seed (without the axis S)."""
+        is_first, terminated, truncated, valid = self.flags
+        return Chunk(
+            obs=jax.tree.map(lambda x: x[:-1], self.obs),
+            is_first=is_first,
+            action_mask=self.action_mask,
+            action=self.action,
+            reward=self.reward,
+            terminated=terminated,
+            truncated=truncated,
+            valid=valid,
+            final_obs=self.final_obs,
+            last_obs=jax.tree.map(lambda x: x[-1], self.obs),
+            carry=self.carry,
+        )
 
 
 class Rows:
-    """A chunk being written, `[S, T, N, ...]`."""
+    """A chunk being written, row by row."""
 
-    def __init__(self, spec: Spec, config: Any, num_seeds: int, num_envs: int, carry: PyTree):
-        self.spec, self.shape = spec, (num_seeds, num_envs)
+    def __init__(self, spec: Spec, config: Any, num_seeds: int, num_envs: int):
+        self.spec, self.config, self.shape = spec, config, (num_seeds, num_envs)
         self.episodes = getattr(config, "episodes_per_update", None)
+        # Nobody knows how many rows whole episodes take: they begin with a few and grow.
         self.length = config.steps_per_update if self.episodes is None else 16
-        self.count, self.carry = 0, jax.tree.map(jnp.copy, carry)
         self.arrays = self._allocate(self.length)
+
+    def begin(self, carry: PyTree) -> "Rows":
+        """Start a chunk with the policy's carry."""
+        self.count, self.carry = 0, jax.tree.map(jnp.copy, carry)
+        self.arrays.flags[:, 1:3], self.arrays.flags[:, 3] = False, True
+        return self
 
     def full(self) -> bool:
         """Whether the update is due."""
@@ -277,56 +316,57 @@ class Rows:
             self._grow()
         arrays, t = self.arrays, self.count
         _put(arrays.obs, t, observed.obs)
-        arrays.is_first[:, t] = observed.is_first
+        arrays.flags[:, 0, t] = observed.is_first
         arrays.action[:, t] = action
         arrays.reward[:, t] = time_step.reward
-        arrays.valid[:, t] = True if valid is None else valid
         if observed.action_mask is not None:
             if arrays.action_mask is None:
                 mask = np.ones((*arrays.reward.shape, observed.action_mask.shape[-1]), bool)
                 self.arrays = arrays = arrays._replace(action_mask=mask)
             arrays.action_mask[:, t] = observed.action_mask
+        if valid is not None:
+            arrays.flags[:, 3, t] = valid
         if done is not None:
-            arrays.terminated[:, t] = time_step.terminated
-            arrays.truncated[:, t] = time_step.truncated
+            arrays.flags[:, 1, t] = time_step.terminated
+            arrays.flags[:, 2, t] = time_step.truncated
             _put(arrays.final_obs, t, time_step.final_obs)
             if self.episodes is not None:
                 self.episodes -= int((done if valid is None else done & valid).sum())
         self.count += 1
 
-    def chunk(self, observed: Observed) -> Chunk:
-        """The chunk; rows never written are invalid, the first of them holds the last row's successor."""
-        arrays = self.arrays
+    def rollout(self, observed: Observed) -> Rollout:
+        """The chunk; rows never written are invalid, and `obs` of the first of them is the last successor."""
+        _put(self.arrays.obs, self.count, observed.obs)
         if self.count < self.length:
-            _put(arrays.obs, self.count, observed.obs)
-        return arrays._replace(last_obs=observed.obs, carry=self.carry)
+            _put(self.arrays.obs, self.length, observed.obs)
+            self.arrays.flags[:, :, self.count :] = False
+        return self.arrays._replace(carry=self.carry)
 
-    def _allocate(self, length: int) -> Chunk:
+    def _allocate(self, length: int) -> Rollout:
         num_seeds, num_envs = self.shape
         lead = (num_seeds, length, num_envs)
-        flags = [np.zeros(lead, bool) for _ in range(4)]
         observation, action = self.spec.observation, self.spec.action
-        is_first, terminated, truncated, valid = flags
-        return Chunk(
-            obs=observation.zeros(lead),
-            is_first=is_first,
+        return Rollout(
+            obs=observation.zeros((num_seeds, length + 1, num_envs)),
             action_mask=None,
             action=action.zeros(lead),
             reward=np.zeros(lead, np.float32),
-            terminated=terminated,
-            truncated=truncated,
-            valid=valid,
+            flags=np.zeros((num_seeds, 4, length, num_envs), bool),
             final_obs=observation.zeros(lead),
-            last_obs=None,
         )
 
     def _grow(self) -> None:
         """Twice the rows: chunks of whole episodes come in few lengths, so few are compiled."""
-        more = self._allocate(self.length)
-        if self.arrays.action_mask is not None:
-            more = more._replace(action_mask=np.ones_like(self.arrays.action_mask))
-        self.arrays = jax.tree.map(lambda a, b: np.concatenate([a, b], axis=1), self.arrays, more)
-        self.length *= 2
+        old, new = self.arrays, self._allocate(2 * self.length)
+        new.flags[:, 3] = True
+        if old.action_mask is not None:
+            mask = np.ones((*new.reward.shape, old.action_mask.shape[-1]), bool)
+            new = new._replace(action_mask=mask)
+        new.flags[:, :, : self.length] = old.flags
+        rest = [arrays._replace(flags=None, carry=()) for arrays in (new, old)]
+        for into, rows in zip(*map(jax.tree.leaves, rest), strict=True):
+            into[:, : rows.shape[1]] = rows
+        self.arrays, self.length = new, 2 * self.length
 
 
 def _put(rows: PyTree, t: int, x: PyTree) -> None:
@@ -350,15 +390,15 @@ def _programs(
         carry = algorithm.initial_carry(config, spec, num_envs)
         return state, agent.init_memory(config, spec, num_envs), carry
 
-    def fresh(key):
-        state = algorithm.init(config, spec, key)
-        return state, algorithm.actor(config, state)
+    state = jax.eval_shape(functools.partial(algorithm.init, config, spec), streams(0)[0])
+    state_structure, (actor_structure, places) = jax.tree.structure(state), _actor(algorithm, config, state)
 
-    state_structure, actor_structure = map(jax.tree.structure, jax.eval_shape(fresh, streams(0)[0]))
+    def own(now, state):
+        leaves = jax.tree.leaves(algorithm.actor(now, state))
+        return tuple(leaf for leaf, place in zip(leaves, places, strict=True) if place is None)
 
     def actor(leaves, values):
-        state = jax.tree.unflatten(state_structure, leaves)
-        return tuple(jax.tree.leaves(algorithm.actor(resolve(config, names, values), state)))
+        return own(resolve(config, names, values), jax.tree.unflatten(state_structure, leaves))
 
     def act(leaves, carry, key, observed):
         key, now = jax.random.split(key)
@@ -366,21 +406,34 @@ def _programs(
         action, carry = algorithm.act(config, acting, carry, observed, now, True)
         return action, carry, key
 
-    def update(leaves, memory, chunk, values):
+    def update(leaves, memory, rollout, values):
         now = resolve(config, names, values)
-        state, memory, metrics = agent.update(
-            now, jax.tree.unflatten(state_structure, leaves), memory, chunk
-        )
-        leaves = tuple(jax.tree.leaves(state))
-        return leaves, memory, metrics, tuple(jax.tree.leaves(algorithm.actor(now, state)))
+        state = jax.tree.unflatten(state_structure, leaves)
+        state, memory, metrics = agent.update(now, state, memory, rollout.chunk())
+        return tuple(jax.tree.leaves(state)), memory, metrics, own(now, state)
 
     over = _over_seeds(num_seeds)
     return Programs(
-        jax.jit(over(init)),
-        jax.jit(over(actor)),
+        # One seed after the other: decompositions side by side need threads to spare (see `platform`).
+        compiled_quickly(functools.partial(jax.lax.map, init)),
+        compiled_quickly(over(actor)),
         jax.jit(over(act), donate_argnums=(1, 2)),
         jax.jit(over(update), donate_argnums=(0, 1)),
+        places,
     )
+
+
+def _actor(algorithm: Any, config: Any, state: PyTree) -> tuple[Any, tuple[int | None, ...]]:
+    """The structure of the actor, and where each of its leaves is among those of the state (None: nowhere)."""
+    places: list[int | None] = []
+
+    def trace(state: PyTree) -> PyTree:
+        acting = algorithm.actor(config, state)
+        held = {id(leaf): place for place, leaf in enumerate(jax.tree.leaves(state))}
+        places.extend(held.get(id(leaf)) for leaf in jax.tree.leaves(acting))
+        return acting
+
+    return jax.tree.structure(jax.eval_shape(trace, state)), tuple(places)
 
 
 def _over_seeds(num_seeds: int) -> Callable[[Callable], Callable]:

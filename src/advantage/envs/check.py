@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, PyTree, Shaped
 
-from advantage.types import Space
+from advantage.types import Chunk, Space
 
 _STEPS = 3
 
@@ -69,6 +69,22 @@ def first_nonfinite(
             found.append((int(t), int(n), name))
     # On a tie the observation is named: the reward usually follows from it.
     return min(found, key=lambda place: place[:2], default=None)
+
+
+def first_bad_row(chunk: Chunk) -> tuple[int, int, str] | None:
+    """`(the chunk's steps taken by then, environment, name)` of the first number that is not finite."""
+    valid, none = chunk.valid, np.zeros_like(chunk.valid[:1])
+    # What the policy saw, and the successor of every row that counts: also past the last of them.
+    wanted = np.concatenate([valid, none]) | np.concatenate([none, valid])
+    rows = jax.tree.map(lambda x, last: np.concatenate([x, last[None]]), chunk.obs, chunk.last_obs)
+    ended = valid & (chunk.terminated | chunk.truncated)
+    found = (
+        (0, first_nonfinite(rows, np.zeros(wanted.shape, np.float32), wanted)),
+        (1, first_nonfinite(chunk.final_obs, np.zeros_like(chunk.reward), ended)),
+        (1, first_nonfinite({}, chunk.reward, valid)),
+    )
+    places = [(int(valid[: bad[0] + later].sum()), *bad[1:]) for later, bad in found if bad is not None]
+    return min(places, key=lambda place: place[0], default=None)
 
 
 def _check_object(env: Any) -> None:

@@ -10,13 +10,15 @@ import difflib
 import functools
 import importlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree, Shaped, UInt32
 
+from advantage import platform
 from advantage.types import Observed, Space, Spec, TimeStep
 
 EnvState = PyTree
@@ -61,6 +63,46 @@ def is_jax_env(obj: Any) -> bool:
         and callable(getattr(obj, "reset", None))
         and callable(getattr(obj, "step", None))
     )
+
+
+# What XLA's CPU client may split over its threads, and wait for.
+LINEAR_ALGEBRA = {"cholesky", "lu", "geqrf", "geqp3", "qr", "householder_product", "eig", "eigh", "svd", "schur",
+                  "triangular_solve", "tridiagonal", "tridiagonal_solve", "ormqr", "hessenberg"}  # fmt: skip
+
+
+def is_ours(env: JaxEnv) -> bool:
+    """Whether an environment is this library's own, and computes no linear algebra."""
+    return type(env).__module__ in ("advantage.envs.classic", "advantage.envs.probes")
+
+
+def check_threads(env: JaxEnv) -> None:
+    """Refuse an environment whose linear algebra could wait for ever (see `platform.spare_threads`).
+
+    Raises:
+        ValueError: XLA's threads are too few, and JAX was used too early to add any.
+    """
+    if is_ours(env) or platform.spare_threads():
+        return
+    key = np.zeros(2, np.uint32)
+    action = jax.tree.map(jnp.asarray, env.spec.action.zeros())
+    traced = jax.make_jaxpr(lambda key, action: env.step(env.reset(key)[0], action, key))(key, action)
+    found = LINEAR_ALGEBRA & {equation.primitive.name for equation in _equations(traced.jaxpr)}
+    if found:
+        raise ValueError(
+            f"env {env.id!r} uses linear algebra ({', '.join(sorted(found))}), for which XLA has too few threads"
+            f" here: set the environment variable NPROC={2 * jax.local_device_count()} before Python starts, or"
+            " make its model before JAX is used"
+        )
+
+
+def _equations(jaxpr: Any) -> Iterator[Any]:
+    """All equations of a traced program, those of inner programs too."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jax.tree.leaves(equation.params, is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")):
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns"):
+                yield from _equations(inner)
 
 
 def reset_envs(env: JaxEnv, keys: UInt32[Array, "N 2"]) -> tuple[EnvState, Observed]:

@@ -8,8 +8,9 @@ from typing import Any
 
 import gymnasium
 
+from advantage import platform
 from advantage.envs.check import check_env
-from advantage.envs.jax import is_jax_env, make_jax
+from advantage.envs.jax import is_jax_env, is_ours, make_jax
 from advantage.envs.vec_env import DummyVecEnv
 from advantage.envs.vector import HostEnvs, SyncEnvs, VectorEnvs
 
@@ -38,6 +39,13 @@ def resolve_env(env: Any, n_envs: int) -> Any:
         env = _wrap(env)
     check_env(env.envs[0] if isinstance(env, DummyVecEnv) else env)
     return env
+
+
+def reserve_threads(env: Any) -> None:
+    """Ask for what a JAX environment that is not ours may need, before JAX is used (see `platform`)."""
+    adapted = isinstance(env, str) and env.startswith(JAX_PREFIXES[1:])
+    if adapted or (is_jax_env(env) and not is_ours(env)):
+        platform.spare_threads()
 
 
 def make_gymnasium(env_id: str, **kwargs: Any) -> gymnasium.Env:

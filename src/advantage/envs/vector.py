@@ -55,14 +55,16 @@ class SyncEnvs:
         self.observations = Writer(self.spec.observation, len(self.envs))
         choices = self.spec.action.kind in ("discrete", "multi_discrete")
         self.masked = choices and all(_has_masks(env) for env in self.envs)
-        self.infos: list[dict[str, Any]] = []  # of the last step, one per environment
+        self.infos: Sequence[dict[str, Any]] = ()  # of the last step, one per environment
+        self.shape = (self.num_seeds, self.num_envs)
+        self.none = np.zeros(self.shape, bool)  # shared by all steps in which no episode ended
+        self.none.flags.writeable = False
 
     def reset(self, seeds: np.ndarray | None) -> Observed:
         flat = [None] * len(self.envs) if seeds is None else seeds.reshape(-1).tolist()
         rows = self.observations.empty()
-        for i, (env, seed) in enumerate(zip(self.envs, flat, strict=True)):
-            obs = self._guard(i, "reset", lambda env=env, seed=seed: env.reset(seed=seed)[0])
-            self.observations.write(rows, i, obs)
+        for i, seed in enumerate(flat):
+            self.observations.write(rows, i, self._reset_one(i, seed))
         return Observed(self._shaped(rows), np.ones(self.shape, bool), self._masks())
 
     def step(self, action: np.ndarray) -> TimeStep:
@@ -73,25 +75,33 @@ class SyncEnvs:
             except Exception as error:
                 raise EnvironmentFailure(f"{self._name(i)} raised {_said(error)} in step({row!r})") from error
         try:
-            seen, rewards, overs, cuts, self.infos = map(list, zip(*answers, strict=True))
-            rows, reward = self.observations.gather(seen), np.array(rewards, np.float32).reshape(count)
-            terminated, truncated = np.array(overs, bool), np.array(cuts, bool)
+            seen, rewards, overs, cuts, self.infos = zip(*answers, strict=True)
+            rows = self._shaped(self.observations.gather(seen))
+            reward = np.array(rewards, np.float32).reshape(self.shape)
+            ended = any(overs) or any(cuts)
+            terminated, truncated = np.array((overs, cuts), bool) if ended else (self.none, self.none)
         except Exception as error:
             raise EnvironmentFailure(f"{self._misfit(answers)}: {_said(error)}") from error
-        final, is_first = rows, terminated | truncated
-        if is_first.any():
-            rows = jax.tree.map(np.copy, rows)
-            for i in np.flatnonzero(is_first).tolist():
-                obs = self._guard(i, "reset", lambda i=i: self.envs[i].reset()[0])
-                self.observations.write(rows, i, obs)
-        shape = self.shape
-        return TimeStep(
-            Observed(self._shaped(rows), is_first.reshape(shape), self._masks()),
-            reward.reshape(shape),
-            terminated.reshape(shape),
-            truncated.reshape(shape),
-            self._shaped(final),
-        )
+        if not ended:
+            return TimeStep(Observed(rows, self.none, self._masks()), reward, self.none, self.none, rows)
+        return self._reset_ended(rows, reward, terminated, truncated)
+
+    def _reset_ended(self, final: PyTree, reward: np.ndarray, terminated: np.ndarray, truncated: np.ndarray) -> TimeStep:
+        """The answer to a step in which episodes ended `[S*N]`, each of which begins anew."""
+        is_first = terminated | truncated
+        rows = _each(np.copy, final)
+        flat = _each(lambda x: x.reshape(-1, *x.shape[2:]), rows)
+        for i in is_first.nonzero()[0].tolist():
+            self.observations.write(flat, i, self._reset_one(i, None))
+        is_first, terminated, truncated = (x.reshape(self.shape) for x in (is_first, terminated, truncated))
+        return TimeStep(Observed(rows, is_first, self._masks()), reward, terminated, truncated, final)
+
+    def _reset_one(self, i: int, seed: int | None) -> Any:
+        """The first observation of environment i's next episode."""
+        try:
+            return self.envs[i].reset(seed=seed)[0]
+        except Exception as error:
+            raise EnvironmentFailure(f"{self._name(i)} raised {_said(error)} in reset()") from error
 
     def _misfit(self, answers: list) -> str:
         """Whose answer to `step` cannot be used, for an error."""
@@ -108,27 +118,14 @@ class SyncEnvs:
         for env in self.envs:
             env.close()
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        """`(S, N)`."""
-        return self.num_seeds, self.num_envs
-
     def _shaped(self, rows: PyTree) -> PyTree:
-        if isinstance(rows, np.ndarray):
-            return rows.reshape(*self.shape, *rows.shape[1:])
-        return jax.tree.map(lambda x: x.reshape(*self.shape, *x.shape[1:]), rows)
+        return _each(lambda x: x.reshape(*self.shape, *x.shape[1:]), rows)
 
     def _masks(self) -> np.ndarray | None:
         if not self.masked:
             return None
         masks = [np.asarray(env.get_wrapper_attr("action_masks")(), bool) for env in self.envs]
         return np.stack(masks).reshape(*self.shape, -1)
-
-    def _guard(self, i: int, what: str, call: Callable[[], Any]) -> Any:
-        try:
-            return call()
-        except Exception as error:
-            raise EnvironmentFailure(f"{self._name(i)} raised {_said(error)} in {what}()") from error
 
     def _name(self, i: int) -> str:
         seed, env = divmod(i, self.num_envs)
@@ -144,6 +141,7 @@ class VectorEnvs:
         self.num_seeds, self.num_envs, self.envs = len(envs), first.num_envs, envs
         mode = first.metadata.get("autoreset_mode", gymnasium.vector.AutoresetMode.NEXT_STEP)
         self.mode = gymnasium.vector.AutoresetMode(mode)
+        self._answer = getattr(self, f"_{self.mode.name.lower()}")
         self.was_done = np.zeros((self.num_seeds, self.num_envs), bool)
 
     def reset(self, seeds: np.ndarray | None) -> Observed:
@@ -158,20 +156,17 @@ class VectorEnvs:
         answers = [
             self._guard(s, "step", lambda env=env, s=s: env.step(action[s])) for s, env in enumerate(self.envs)
         ]
-        reward, terminated, truncated = (
-            _stack([np.asarray(answer[i], dtype) for answer in answers])
-            for i, dtype in ((1, np.float32), (2, bool), (3, bool))
-        )
-        raw = [answer[0] for answer in answers]
-        done = terminated | truncated
-        return getattr(self, f"_{self.mode.name.lower()}")(answers, raw, reward, terminated, truncated, done)
+        raw, rewards, overs, cuts, _ = zip(*answers, strict=True)
+        # Copies: environments may reuse their arrays.
+        reward, terminated, truncated = np.array(rewards, np.float32), np.array(overs, bool), np.array(cuts, bool)
+        return self._answer(answers, raw, reward, terminated, truncated, terminated | truncated)
 
     def _next_step(self, answers, raw, reward, terminated, truncated, done) -> TimeStep:
         """After an end the next call ignores its action and resets: that row is a dummy."""
         obs, dummy = self._stack(raw), self.was_done
         self.was_done = done & ~dummy
         observed = Observed(obs, dummy)
-        return TimeStep(observed, reward, terminated, truncated, obs, ~dummy if dummy.any() else None)
+        return TimeStep(observed, reward, terminated, truncated, obs, ~dummy if np.count_nonzero(dummy) else None)
 
     def _same_step(self, answers, raw, reward, terminated, truncated, done) -> TimeStep:
         """An end is reset at once; the final observation comes in the info."""
@@ -210,9 +205,12 @@ class VectorEnvs:
             of_seed = f" of seed index {s}" if self.num_seeds > 1 else ""
             raise EnvironmentFailure(f"the vector env{of_seed} raised {_said(error)} in {what}()") from error
 
-    def _stack(self, obs: list[PyTree]) -> PyTree:
-        rows = [to_rows(self.spec.observation, x) for x in obs]
-        return _stack(rows) if isinstance(rows[0], np.ndarray) else jax.tree.map(lambda *x: _stack(x), *rows)
+    def _stack(self, obs: Sequence[PyTree]) -> PyTree:
+        """`[S, N, ...]`; a copy, since environments may reuse their arrays."""
+        space = self.spec.observation
+        if space.kind not in ("dict", "tuple"):
+            return np.array(obs, space.dtype)
+        return jax.tree.map(lambda *x: np.stack(x), *[to_rows(space, x) for x in obs])
 
 
 class Writer:
@@ -227,7 +225,7 @@ class Writer:
         """Rows yet to be written; new ones each time, since consumers keep them."""
         return np.empty(self.row_shape, self.dtype) if self.plain else self.space.zeros((self.count,))
 
-    def gather(self, seen: list) -> PyTree:
+    def gather(self, seen: Sequence) -> PyTree:
         """Rows of one observation each; a copy, since environments may reuse their arrays.
 
         Raises:
@@ -261,9 +259,9 @@ def to_rows(space: Space, obs: Any) -> PyTree:
     return np.asarray(obs, space.dtype)
 
 
-def _stack(rows: Sequence[np.ndarray]) -> np.ndarray:
-    """`[S, ...]`; a new array even for one seed, since environments may reuse theirs."""
-    return np.array(rows[0][None]) if len(rows) == 1 else np.stack(rows)
+def _each(function: Callable[[np.ndarray], np.ndarray], rows: PyTree) -> PyTree:
+    """`jax.tree.map`, which takes 4 us, not for the array that most observations are."""
+    return function(rows) if isinstance(rows, np.ndarray) else jax.tree.map(function, rows)
 
 
 def _has_masks(env: gymnasium.Env) -> bool:

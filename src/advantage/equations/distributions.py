@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt32
 
+from advantage.equations.objectives import chosen
+
 Key = PRNGKeyArray | UInt32[Array, "2"]
 
 # Low enough that exp() of it is 0, finite so that 0 * log(0) stays 0 and gradients stay numbers.
@@ -21,8 +23,7 @@ class Categorical(eqx.Module):
     logits: Float[Array, "*batch A"]
 
     def log_prob(self, action: Int[Array, "*batch"]) -> Float[Array, "*batch"]:
-        log_probs = jax.nn.log_softmax(self.logits)
-        return jnp.take_along_axis(log_probs, action[..., None], axis=-1)[..., 0]
+        return chosen(jax.nn.log_softmax(self.logits), action)
 
     def entropy(self) -> Float[Array, "*batch"]:
         log_probs = jax.nn.log_softmax(self.logits)

@@ -54,7 +54,13 @@ def td_target(
 
 def action_values(q: Float[Array, "B A"], action: Int[Array, " B"]) -> Float[Array, " B"]:
     """`Q(s, a)` of the given actions."""
-    return jnp.take_along_axis(q, action[:, None], axis=1)[:, 0]
+    return chosen(q, action)
+
+
+def chosen(x: Float[Array, "*batch A"], action: Int[Array, "*batch"]) -> Float[Array, "*batch"]:
+    """`x[..., action]`, as a sum: the gradient of a gather is a scatter, which is slow on a CPU."""
+    choices = jnp.arange(x.shape[-1], dtype=action.dtype).reshape((1,) * action.ndim + (-1,))
+    return jnp.sum(jnp.where(action[..., None] == choices, x, 0.0), axis=-1)
 
 
 def huber(error: Float[Array, " B"]) -> Float[Array, " B"]:

@@ -17,7 +17,7 @@ def orthogonal(key: Key, sizes: Sizes, gains: Sequence[float]) -> Layers:
     """Orthogonal weights times a gain each, zero biases (Saxe et al., 2014; https://arxiv.org/abs/1312.6120).
 
     A layer `[I, O]` is a corner of a random orthogonal square of the larger side: its shorter side's
-    vectors are orthonormal, uniformly distributed. Layers of one side share one batched decomposition.
+    vectors are orthonormal, uniformly distributed. Layers of one side share one decomposition's program.
     """
     weights: dict[int, Float[Array, "I O"]] = {}
     sides = [max(size) for size in sizes]
@@ -25,7 +25,8 @@ def orthogonal(key: Key, sizes: Sizes, gains: Sequence[float]) -> Layers:
         members = [i for i, s in enumerate(sides) if s == side]
         # Drawn flat: XLA takes 0.9 s to compile the generator in three dimensions, 0.25 s in one.
         normals = jax.random.normal(key, (len(members) * side * side,))
-        q, r = jnp.linalg.qr(normals.reshape(len(members), side, side))
+        # One after the other: XLA's batched decompositions need threads to spare (see `platform`).
+        q, r = jax.lax.map(jnp.linalg.qr, normals.reshape(len(members), side, side))
         # Without this the distribution would lean towards the decomposition's choice of signs.
         squares = q * jnp.sign(jnp.diagonal(r, axis1=1, axis2=2))[:, None, :]
         for i, square in zip(members, squares, strict=True):

@@ -10,7 +10,7 @@ import contextlib
 import copy
 import functools
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -300,7 +300,7 @@ def _callback_locals(
     actions: np.ndarray,
     step: TimeStep,
     dones: np.ndarray,
-    infos: list[dict[str, Any]],
+    infos: Sequence[dict[str, Any]],
     returns: np.ndarray,
     lengths: np.ndarray,
 ) -> dict[str, Any]:

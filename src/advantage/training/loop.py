@@ -140,7 +140,7 @@ class _Locals(Mapping):
         if step is None or key not in self.KEYS:
             raise KeyError(key)
         if key == "infos":
-            return getattr(run.driver.envs, "infos", [])
+            return list(getattr(run.driver.envs, "infos", ()))
         after = step.time_step
         value = {
             "obs_tensor": lambda: step.observed.obs,
@@ -224,7 +224,7 @@ class _Log:
 
 def _check_finite(report: Report) -> None:
     skipped = np.asarray(report.metrics.get(NONFINITE, 0.0))
-    if np.any(skipped > 0):
+    if np.count_nonzero(skipped):
         seeds = np.flatnonzero(np.atleast_1d(skipped) > 0).tolist()
         raise TrainingFailure(
             f"a gradient of seed index {seeds} was NaN or infinite before step {report.steps:,}: that gradient step"
