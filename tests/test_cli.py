@@ -105,6 +105,7 @@ def test_settings_may_be_repeated(run, tmp_path):
         ("train PPO CartPole-v1 --set n_step=3", "did you mean 'n_steps'?"),
         ("train PPO CartPole-v1 --set gamma=high", "gamma"),
         ("train PPO CartPole-v1 --set gamma", "write name=value"),
+        ("train PPO CartPole-v1 --set policy=MlpPolcy", "MlpPolicy"),
         ("train PPO CartPole-v1 --set policy_kwargs={net_arch:", "is no list or dict"),
         ("train PPO CartPole-v1 --total-timesteps 0", "at least 1"),
         ("evaluate nothing.zip", "no model file at nothing.zip"),

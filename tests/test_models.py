@@ -829,3 +829,34 @@ def test_devices_by_sb3s_words():
     with pytest.warns(UserWarning, match="device='cuda'.*CPU"):
         model = small(PPO, device="cuda")
     assert model.device.platform == "cpu"
+
+
+@pytest.mark.parametrize("steps", [float("inf"), float("nan"), 2.5, 0, True])
+def test_totals_that_are_no_numbers(steps):
+    """One line that names the argument, before training starts."""
+    model = PPO("MlpPolicy", "advantage/ProbeMatch-v0", n_steps=8, batch_size=8)
+    with pytest.raises(ValueError, match="total_timesteps=.* has to be a whole number of at least 1"):
+        model.learn(steps)
+
+
+def test_seeds_that_are_no_numbers():
+    """Also a negative one, which NumPy would refuse in words of its own."""
+    with pytest.raises(ValueError, match="seed=-1 has to be a whole number of at least 0"):
+        PPO("MlpPolicy", "CartPole-v1", seed=-1)
+
+
+def test_callbacks_see_sb3s_infos_at_an_end():
+    """`episode`, `terminal_observation` and `TimeLimit.truncated`, where and only where an episode ended."""
+    ends = []
+
+    def watch(local, _):
+        for done, info, following in zip(local["dones"], local["infos"], local["new_obs"], strict=True):
+            assert ("episode" in info) == ("terminal_observation" in info) == bool(done)
+            if done:
+                assert (info["terminal_observation"] != following).any()
+                ends.append((info["episode"]["r"], info["episode"]["l"], info["TimeLimit.truncated"]))
+
+    model = PPO("MlpPolicy", "CartPole-v1", n_envs=2, n_steps=64, batch_size=64, n_epochs=1, seed=0)
+    model.learn(256, callback=watch)
+    assert len(ends) == model._driver.episodes() > 4
+    assert all(returned == length >= 8 and not cut for returned, length, cut in ends)

@@ -114,7 +114,8 @@ def train(
     if total_timesteps < 1:
         raise Refusal(f"--total-timesteps {total_timesteps}: has to be at least 1")
     given = _settings([text for group in settings for text in group])
-    model = face("MlpPolicy", env, n_envs=n_envs, seeds=seeds, seed=seed, **given)
+    policy = given.pop("policy", "MlpPolicy")
+    model = face(policy, env, n_envs=n_envs, seeds=seeds, seed=seed, **given)
     folder = str(out or run_folder("runs", f"{face.__name__}_{re.sub(r'[^A-Za-z0-9.-]+', '-', env)}"))
     model.set_logger(configure(folder, ["csv", *(["stdout"] if verbose else [])]))
     path, code, began = Path(folder) / "model.zip", 0, time.perf_counter()

@@ -99,7 +99,7 @@ class Model:
         fields = {**network_fields(self.algorithm.Config, self.policy_kwargs), **fields}
         config, schedules = configured(self.algorithm.Config(), {}, fields)
         seed = options["seed"]
-        self._set(_config=config, _schedules=schedules, seed=None if seed is None else int(seed))
+        self._set(_config=config, _schedules=schedules, seed=None if seed is None else _whole("seed", seed, 0))
         if env is not None:
             self._attach(env, self.n_envs)
 
@@ -642,8 +642,16 @@ def _known_policy(policy: Any) -> str:
 
 
 def _positive(name: str, value: Any) -> int:
-    if isinstance(value, bool) or int(value) != value or value < 1:
-        raise ValueError(f"{name}={value!r} has to be a whole number of at least 1")
+    return _whole(name, value, 1)
+
+
+def _whole(name: str, value: Any, least: int) -> int:
+    try:
+        fits = not isinstance(value, bool) and int(value) == value and value >= least
+    except (TypeError, ValueError, OverflowError):
+        fits = False
+    if not fits:
+        raise ValueError(f"{name}={value!r} has to be a whole number of at least {least}")
     return int(value)
 
 

@@ -63,7 +63,8 @@ def spare_threads() -> bool:
     take the work of those that run (8 seeds of PPO on two cores: 130,000 steps/s, and 95,000 with them).
     """
     devices = max(jax.config.jax_num_cpu_devices, 1)
-    if devices == 1 or int(os.environ.get("NPROC", "0")) >= 2 * devices:
+    threads = os.environ.get("NPROC", "")
+    if devices == 1 or (threads.isdigit() and int(threads) >= 2 * devices):
         return True
     if _backend_exists():
         return False

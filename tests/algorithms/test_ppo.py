@@ -391,7 +391,7 @@ def orders(valid, n_epochs, batch_size):
     return np.asarray(found).reshape(n_epochs, -1)
 
 
-@pytest.mark.parametrize("count", [50, 2**20 + 3])  # numbers that ride in what is drawn, and pairs
+@pytest.mark.parametrize("count", [50, 2**15, 2**15 + 1])  # numbers ride in what is drawn, and then pairs
 def test_every_epoch_is_a_permutation_of_its_own(count):
     """Every row once an epoch, valid ones first, then invalid ones and the padding of the last minibatch."""
     valid = np.arange(count) % 3 > 0
@@ -400,7 +400,9 @@ def test_every_epoch_is_a_permutation_of_its_own(count):
     for order in found:
         np.testing.assert_array_equal(np.sort(order), np.arange(padded))
         assert valid[order[: valid.sum()]].all()
-        assert np.mean(np.diff(order[: valid.sum()]) > 0) < 0.75  # not in their own order
+        assert np.mean(np.diff(order[: valid.sum()]) > 0) < 0.65  # not in their own order
+        means = order[: valid.sum() // 32 * 32].reshape(-1, 32).mean(axis=1) / count
+        assert np.std(means) < 0.08  # of 32 uniform numbers: 0.05
     assert (found[0] != found[1]).any()
 
 
@@ -418,7 +420,8 @@ def test_target_kl_stops():
     once, _, _ = update(dataclasses.replace(whole, n_epochs=1), fresh(), (), chunk())
     free, _, _ = update(whole, fresh(), (), chunk())
     assert_close(stopped.network, once.network, 1e-5)
-    assert (int(stopped.n_updates), int(free.n_updates)) == (1, 3)
+    # As in SB3 the epoch in which it stops counts, even if it took no step.
+    assert (int(stopped.n_updates), int(free.n_updates)) == (2, 3)
     patient, _, _ = update(dataclasses.replace(whole, target_kl=1e6), fresh(), (), chunk())
     assert_close(patient.network, free.network, 1e-5)
     assert np.abs(free.network.head.weight - once.network.head.weight).max() > 0.01

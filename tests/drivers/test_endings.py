@@ -5,11 +5,13 @@
 
 import itertools
 
+import gymnasium
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from advantage import DQN, make_vec_env
 from advantage.algorithms import dqn, ppo
 from advantage.drivers.fused import FusedDriver
 from advantage.drivers.host import HostDriver
@@ -270,3 +272,33 @@ def test_garbage_in_invalid_rows_changes_no_bit(toys, name):
     after = update(config, *clean[:2], jax.tree.map(jnp.asarray, nothing))
     for a, b in zip(jax.tree.leaves(clean[:2]), jax.tree.leaves(after[:2]), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+class Counts(gymnasium.Env):
+    """Observes the steps of its episode, which is cut after 50."""
+
+    observation_space = gymnasium.spaces.Box(-1000.0, 1000.0, (1,), np.float32)
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = 0
+        return np.float32([0]), {}
+
+    def step(self, action):
+        self.t += 1
+        return np.float32([self.t]), 1.0, False, self.t >= 50, {}
+
+
+def test_a_chunk_begun_goes_on_after_a_reset():
+    """Stopped on an uneven last step, environments begin anew inside a chunk: no row's successor is theirs."""
+    model = DQN("MlpPolicy", make_vec_env(Counts, 4), learning_starts=1000, train_freq=8, buffer_size=400, seed=0)
+    model.learn(10, callback=lambda local, _: local["self"].num_timesteps < 10)
+    model.learn(40, reset_num_timesteps=False)
+    memory = model._driver.memory
+    obs, following = (np.asarray(x)[0].reshape(4, 100) for x in (memory.obs, memory.next_obs))
+    truncated, size = np.asarray(memory.truncated)[0].reshape(4, 100), np.asarray(memory.size)[0]
+    cut = [n for n in range(4) for i in range(size[n]) if truncated[n, i]]
+    assert cut == [0, 1]  # of the others the last row did not count: a gap, which ends sums too
+    for n in range(4):
+        np.testing.assert_array_equal(following[n, : size[n]], obs[n, : size[n]] + 1)

@@ -2,6 +2,7 @@
 
 import io
 
+import gymnasium
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -174,3 +175,28 @@ def test_gradients_that_overflow_stop_training_and_leave_the_model(toys, name, j
         model.learn(400)
     model.predict(np.zeros(5, np.float32))
     model.save(io.BytesIO())
+
+
+def test_infinities_that_cancel_are_found():
+    """Their sum is NaN, which NumPy warns of; the error is ours. Numbers whose sum overflows are no error."""
+
+    class Wild(gymnasium.Env):
+        observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float32)
+        action_space = gymnasium.spaces.Discrete(2)
+
+        def __init__(self, obs):
+            self.obs = np.float32(obs)
+
+        def reset(self, *, seed=None, options=None):
+            super().reset(seed=seed)
+            self.t = 0
+            return np.zeros(2, np.float32), {}
+
+        def step(self, action):
+            self.t += 1
+            return self.obs if self.t == 5 else np.zeros(2, np.float32), 0.0, False, self.t >= 6, {}
+
+    settings = {"n_steps": 8, "batch_size": 8, "n_epochs": 1, "policy_kwargs": {"net_arch": [4]}}
+    with pytest.raises(EnvironmentFailure, match="gave an obs that is NaN or infinite, at step 5"):
+        PPO("MlpPolicy", Wild([np.inf, -np.inf]), **settings).learn(16)
+    PPO("MlpPolicy", Wild([3e38, 3e38]), learning_rate=0.0, **settings).learn(16)

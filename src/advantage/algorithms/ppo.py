@@ -21,6 +21,7 @@ from advantage.equations.objectives import (
 )
 from advantage.equations.returns import Scalar, generalised_advantage
 from advantage.equations.schedules import Schedule
+from advantage.equations.threefry import written_out
 from advantage.networks import optimisers
 from advantage.networks.actor_critic import Actor, ActorCritic, Architecture, actor_critic
 from advantage.networks.mlp import Activation
@@ -219,7 +220,7 @@ def update(config: Config, state: State, memory: Any, chunk: Chunk) -> tuple[Sta
     """`n_epochs` passes over one rollout `[T, N]` in minibatches of `batch_size` rows."""
     chunk = sanitise(chunk)
     rows = prepare(config, state.network, chunk)
-    key, order_key = jax.random.split(state.key)
+    key, order_key = jax.random.split(written_out(state.key))
     minibatches = shuffled(order_key, rows.weight, config.n_epochs, config.batch_size)
     padded = jax.tree.map(lambda x: _pad(x, -x.shape[0] % config.batch_size), rows)
 
@@ -233,10 +234,10 @@ def update(config: Config, state: State, memory: Any, chunk: Chunk) -> tuple[Sta
     learner, _ = jax.lax.scan(
         lambda learner, chosen: (_gradient_step(config, learner, minibatch(chosen)), None), learner, minibatches
     )
-    # An epoch cut short by target_kl counts; an empty chunk changes no bit.
+    # An epoch cut short by target_kl counts, as in SB3; an empty chunk changes no bit.
     per_epoch = jnp.maximum(-(-jnp.sum(chunk.valid, dtype=jnp.int32) // config.batch_size), 1)
-    n_updates = state.n_updates - -learner.applied // per_epoch
-    key = jnp.where(going_on, key, state.key)
+    n_updates = state.n_updates + learner.applied // per_epoch + (going_on & ~learner.going_on)
+    key = jnp.where(going_on, jax.random.key_data(key), state.key)
     new = State(learner.network, learner.optimizer, n_updates, key)
     return new, memory, _metrics(learner, new, rows)
 
@@ -261,7 +262,7 @@ def shuffled(key: Key, weight: Float[Array, " R"], n_epochs: int, batch_size: in
     drawn = jax.random.bits(key, (n_epochs * count,)).reshape(n_epochs, count) >> 1
     drawn = jnp.where(_pad(weight, count - weight.shape[0])[None] > 0, drawn, jnp.uint32(0xFFFFFFFF))
     index_bits = (count - 1).bit_length()
-    if index_bits > 20:  # too few bits would be left to draw
+    if index_bits > 15:  # too few bits would be left to draw: equal ones keep their order
         return jnp.argsort(drawn, axis=1).reshape(-1, batch_size)
     # A row's number rides in the low bits of what was drawn: numbers sort six times faster than pairs.
     mask = jnp.uint32(2**index_bits - 1)

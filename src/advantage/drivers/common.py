@@ -1,5 +1,6 @@
 """What the drivers share: random streams, scheduled hyper-parameters, reports."""
 
+import collections
 import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -26,6 +27,36 @@ class Recent(NamedTuple):
     returns: np.ndarray  # [episodes]
     lengths: np.ndarray  # [episodes]
     total: int  # episodes finished so far
+
+
+class Episodes:
+    """Running and finished episodes of host environments `[S, N]`."""
+
+    def __init__(self, num_seeds: int, num_envs: int, window: int):
+        self.returns, self.lengths = np.zeros((num_seeds, num_envs)), np.zeros((num_seeds, num_envs), np.int64)
+        self.finished = [collections.deque(maxlen=window) for _ in range(num_seeds)]
+        self.totals = [0] * num_seeds
+
+    def begin(self) -> None:
+        """New episodes everywhere."""
+        self.returns[:], self.lengths[:] = 0.0, 0
+
+    def count(self, reward: np.ndarray, valid: np.ndarray | None, done: np.ndarray | None) -> None:
+        """Add a row `[S, N]`; `valid` is None where all count, `done` where none ended."""
+        reward = reward.astype(np.float64)  # added as they are, NumPy would buffer them: 5 us
+        self.returns += reward if valid is None else np.where(valid, reward, 0.0)
+        self.lengths += 1 if valid is None else valid
+        if done is None:
+            return
+        for s, n in zip(*np.nonzero(done if valid is None else done & valid), strict=True):
+            self.finished[s].append((self.returns[s, n], self.lengths[s, n]))
+            self.totals[s] += 1
+            self.returns[s, n], self.lengths[s, n] = 0.0, 0
+
+    def recent(self, seed_index: int) -> Recent:
+        """The last finished episodes of a seed."""
+        finished = np.array(self.finished[seed_index], np.float64).reshape(-1, 2)
+        return Recent(finished[:, 0], finished[:, 1], self.totals[seed_index])
 
 
 def streams(seed: int) -> UInt32[np.ndarray, "3 2"]:

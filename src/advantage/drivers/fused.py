@@ -23,6 +23,7 @@ from advantage.drivers.common import Recent, Report, compiled_quickly, resolve, 
 from advantage.envs.jax import JaxEnv, check_threads, reset_envs, step_envs
 from advantage.envs.vector import EnvironmentFailure
 from advantage.equations.schedules import Schedule
+from advantage.equations.threefry import written_out
 from advantage.types import NONFINITE, Agent, Chunk, Observed, successor
 
 MOST_UPDATES = 4096  # per segment: the length of the scheduled values' array
@@ -337,7 +338,7 @@ def _collect(
     before = run.carry
 
     def step(run: Run, _: None) -> tuple[Run, tuple]:
-        key, now = jax.random.split(run.key)
+        key, now = jax.random.split(written_out(run.key))
         action, carry = algorithm.act(config, actor, run.carry, run.observed, now, True)
         env_key, step_key = jax.random.split(run.env_key)
         env_action = algorithm.to_env(env.spec.action, action)
@@ -349,7 +350,7 @@ def _collect(
         )
         row = (run.observed, action, out.reward, out.terminated, out.truncated, out.final_obs)
         run = run._replace(
-            carry=carry, key=key, env_state=env_state, env_key=env_key, observed=out.observed, episodes=episodes
+            carry=carry, key=jax.random.key_data(key), env_state=env_state, env_key=env_key, observed=out.observed, episodes=episodes
         )
         return run, (row, returns, lengths)
 

@@ -3,10 +3,9 @@
     act -> step -> write a row          (T times)
     chunk -> update                     (once; a report after each)
 
-A chunk is written into fresh NumPy arrays `[S, T, N, ...]` and shipped once.
+A chunk is written into NumPy arrays `[S, T, N, ...]` and shipped once; the next one reuses them.
 """
 
-import collections
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -17,10 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from advantage.drivers.common import Recent, Report, compiled_quickly, environment_seeds, resolve, scheduled_values, streams
+from advantage.drivers.common import Episodes, Recent, Report, compiled_quickly, environment_seeds, resolve, scheduled_values, streams
 from advantage.envs.check import first_bad_row
 from advantage.envs.vector import EnvironmentFailure, HostEnvs
 from advantage.equations.schedules import Schedule
+from advantage.equations.threefry import written_out
 from advantage.types import Agent, Chunk, Observed, Spec, TimeStep
 
 
@@ -76,10 +76,7 @@ class HostDriver:
         self._first_reset = True
         self._uncounted = False  # whether environments went on in rows that do not count
         self._ahead: Any = 0  # [S] steps of each seed beyond the least, where a run was stopped
-        self._returns = np.zeros((self.num_seeds, self.num_envs))
-        self._lengths = np.zeros((self.num_seeds, self.num_envs), np.int64)
-        self._finished = [collections.deque(maxlen=window) for _ in self.seeds]
-        self._episodes = [0] * self.num_seeds
+        self._episodes = Episodes(self.num_seeds, self.num_envs, window)
 
     def init(self, config: Any) -> None:
         """Fresh agents and empty memories."""
@@ -107,12 +104,11 @@ class HostDriver:
 
     def recent(self, seed_index: int) -> Recent:
         """The last finished episodes of a seed."""
-        finished = np.array(self._finished[seed_index], np.float64).reshape(-1, 2)
-        return Recent(finished[:, 0], finished[:, 1], self._episodes[seed_index])
+        return self._episodes.recent(seed_index)
 
     def episodes(self) -> int:
         """Episodes finished by all seeds."""
-        return sum(self._episodes)
+        return sum(self._episodes.totals)
 
     def run(
         self,
@@ -180,7 +176,7 @@ class HostDriver:
             done = time_step.terminated | time_step.truncated if ended else None
             rows.write(observed, action, time_step, valid, done)
             self._observed = time_step.observed
-            self._count(time_step, valid, done)
+            self._episodes.count(time_step.reward, valid, done)
             steps += self.num_envs if valid is None else valid.sum(axis=1)
             done_by_least = int(steps[0] if valid is None and self.num_seeds == 1 else steps.min())
             last = rows.full() or done_by_least >= stop
@@ -199,6 +195,8 @@ class HostDriver:
         return EnvironmentFailure(f"at step {step:,}: {error}")
 
     def _begin(self, steps: np.ndarray) -> None:
+        if self._rows is not None:
+            self._rows.cut(self._observed)
         seeds = [environment_seeds(s, self.num_envs) for s in self.seeds]
         # Random streams start once: a later reset goes on in them, as Gymnasium intends.
         try:
@@ -206,7 +204,7 @@ class HostDriver:
         except EnvironmentFailure as error:
             raise self._failure(int(steps.min()), error) from error.__cause__
         self._first_reset = self._uncounted = False
-        self._returns[:], self._lengths[:] = 0.0, 0
+        self._episodes.begin()
 
     def _valid(self, time_step: TimeStep, steps: np.ndarray, stop: int) -> np.ndarray | None:
         """Which environments' rows count `[S, N]`; None: all. The last step counts the lowest indices."""
@@ -221,24 +219,13 @@ class HostDriver:
         self._uncounted |= bool((counted != valid).any())
         return counted
 
-    def _count(self, time_step: TimeStep, valid: np.ndarray | None, done: np.ndarray | None) -> None:
-        """Add a row to the running episodes; `done [S, N]` is None where none ended."""
-        reward = time_step.reward.astype(np.float64)  # added as they are, NumPy would buffer them: 5 us
-        self._returns += reward if valid is None else np.where(valid, reward, 0.0)
-        self._lengths += 1 if valid is None else valid
-        if done is None:
-            return
-        for s, n in zip(*np.nonzero(done if valid is None else done & valid), strict=True):
-            self._finished[s].append((self._returns[s, n], self._lengths[s, n]))
-            self._episodes[s] += 1
-            self._returns[s, n], self._lengths[s, n] = 0.0, 0
-
     def _check_finite(self, rollout: "Rollout", steps: np.ndarray) -> None:
         """Stop before anything not finite reaches an agent; `steps [S]` are those after the chunk."""
         seen = (rollout.obs, rollout.final_obs, rollout.reward)
         # A sum is not finite where a number is not; one that overflows is looked at again below.
-        if all(math.isfinite(x.sum()) for x in jax.tree.leaves(seen) if x.dtype.kind == "f"):
-            return
+        with np.errstate(all="ignore"):
+            if all(math.isfinite(x.sum()) for x in jax.tree.leaves(seen) if x.dtype.kind == "f"):
+                return
         for s in range(self.num_seeds):
             one = jax.tree.map(lambda x, s=s: x[s], rollout._replace(carry=())).chunk()
             found = first_bad_row(one)
@@ -247,7 +234,7 @@ class HostDriver:
                 step = int(steps[s] - one.valid.sum()) + taken
                 self.reset()
                 raise EnvironmentFailure(
-                    f"env {n} of seed {self.seeds[s]} gave a {name} that is NaN or infinite, at step {step:,}:"
+                    f"env {n} of seed {self.seeds[s]} gave {'a' if name == 'reward' else 'an'} {name} that is NaN or infinite, at step {step:,}:"
                     " the agent is as before that step's update; mend the environment"
                 )
 
@@ -334,6 +321,15 @@ class Rows:
                 self.episodes -= int((done if valid is None else done & valid).sum())
         self.count += 1
 
+    def cut(self, observed: Observed) -> None:
+        """Truncate what runs on in the last row: new episodes begin, and `observed` was its successor."""
+        t = self.count - 1
+        if t >= 0:
+            ended = self.arrays.flags[:, 1, t] | self.arrays.flags[:, 2, t]
+            for final, obs in zip(*map(jax.tree.leaves, (self.arrays.final_obs, observed.obs)), strict=True):
+                final[:, t][~ended] = obs[~ended]
+            self.arrays.flags[:, 2, t] |= ~ended
+
     def rollout(self, observed: Observed) -> Rollout:
         """The chunk; rows never written are invalid, and `obs` of the first of them is the last successor."""
         _put(self.arrays.obs, self.count, observed.obs)
@@ -401,10 +397,10 @@ def _programs(
         return own(resolve(config, names, values), jax.tree.unflatten(state_structure, leaves))
 
     def act(leaves, carry, key, observed):
-        key, now = jax.random.split(key)
+        key, now = jax.random.split(written_out(key))
         acting = jax.tree.unflatten(actor_structure, leaves)
         action, carry = algorithm.act(config, acting, carry, observed, now, True)
-        return action, carry, key
+        return action, carry, jax.random.key_data(key)
 
     def update(leaves, memory, rollout, values):
         now = resolve(config, names, values)

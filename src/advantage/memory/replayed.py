@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from advantage.equations.threefry import written_out
 from advantage.memory import uniform
 from advantage.types import NONFINITE, Chunk, Metrics, Spec
 
@@ -22,10 +23,9 @@ def init_memory(config: Any, spec: Spec, num_envs: int) -> uniform.Replay:
 def replayed_update(algorithm: ModuleType) -> Callable[..., tuple[Any, uniform.Replay, Metrics]]:
     """`update(config, state, memory, chunk)` of an off-policy algorithm.
 
-    `observe`, `push`, then `sample` and `learn` for `config.gradient_steps` times (-1: as often as rows
-    were collected), none before more than
-    `config.learning_starts` rows are remembered. One loop with a traced bound: neither
-    compile time nor a branch depends on the number of steps.
+    `observe`, `push`, then `sample` and `learn` for `config.gradient_steps` times (-1: as often as rows were
+    collected), none before more than `config.learning_starts` rows are remembered. One loop with a traced
+    bound: neither compile time nor a branch depends on the number of steps.
     """
 
     def update(config: Any, state: Any, memory: uniform.Replay, chunk: Chunk):
@@ -40,9 +40,9 @@ def replayed_update(algorithm: ModuleType) -> Callable[..., tuple[Any, uniform.R
         bound = jnp.where(ready, wanted, 0)
 
         def learn_once(state: Any) -> tuple[Any, Metrics]:
-            key, sample_key = jax.random.split(state.key)
+            key, sample_key = jax.random.split(written_out(state.key))
             batch = uniform.sample(memory, sample_key, config.batch_size, config.n_steps, config.gamma)
-            return algorithm.learn(config, state._replace(key=key), batch)
+            return algorithm.learn(config, state._replace(key=jax.random.key_data(key)), batch)
 
         def step(_: Array, carry: tuple[Any, Metrics]) -> tuple[Any, Metrics]:
             state, metrics = learn_once(carry[0])

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from advantage.drivers.common import Report
@@ -140,7 +141,7 @@ class _Locals(Mapping):
         if step is None or key not in self.KEYS:
             raise KeyError(key)
         if key == "infos":
-            return list(getattr(run.driver.envs, "infos", ()))
+            return _infos(run.driver, step.time_step)
         after = step.time_step
         value = {
             "obs_tensor": lambda: step.observed.obs,
@@ -156,6 +157,21 @@ class _Locals(Mapping):
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
+
+
+def _infos(driver: Any, step: Any) -> list[dict[str, Any]]:
+    """The environments' infos (one seed's), with SB3's entries where an episode ended."""
+    infos = [dict(info) for info in getattr(driver.envs, "infos", ())] or [{} for _ in range(driver.num_envs)]
+    if driver.num_seeds > 1:
+        return infos
+    done = (step.terminated | step.truncated) & (True if step.valid is None else step.valid)
+    ended, recent = np.flatnonzero(done[0]).tolist(), driver.recent(0)
+    for place, n in enumerate(ended, start=-len(ended)):
+        infos[n]["terminal_observation"] = jax.tree.map(lambda x, n=n: x[0, n], step.final_obs)
+        infos[n]["TimeLimit.truncated"] = bool(step.truncated[0, n] and not step.terminated[0, n])
+        if -place <= len(recent.returns):
+            infos[n]["episode"] = {"r": float(recent.returns[place]), "l": int(recent.lengths[place])}
+    return infos
 
 
 class _Log:
