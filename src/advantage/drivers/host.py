@@ -132,10 +132,12 @@ class HostDriver:
         steps = np.full(self.num_seeds, start, np.int64) + self._ahead
 
         def values() -> np.ndarray:
-            return scheduled_values(schedules, 1.0 - np.minimum(steps / max(stop, 1), 1.0))
+            left = [1.0 - min(done / max(stop, 1), 1.0) for done in steps.tolist()]
+            return scheduled_values(schedules, np.array(left))
 
         actor = programs.acting(self._leaves, programs.actor(self._leaves, values()))
-        while steps.min() < stop:
+        least = int(steps.min())
+        while least < stop:
             for step in self._collect(config, programs, actor, steps, stop):
                 if on_step is not None and not on_step(step):
                     self._ahead = steps - steps.min()
@@ -147,8 +149,9 @@ class HostDriver:
             actor = programs.acting(self._leaves, own)
             self._leaves[0].block_until_ready()  # the arrays just shipped may be written again
             self.version += 1
-            self._ahead = steps - steps.min()
-            yield Report(int(steps.min()), 1, metrics)
+            least = int(steps.min())
+            self._ahead = steps - least
+            yield Report(least, 1, metrics)
 
     def _collect(
         self, config: Any, programs: Programs, actor: PyTree, steps: np.ndarray, stop: int
@@ -280,7 +283,7 @@ class Rows:
 
     def begin(self, carry: PyTree) -> "Rows":
         """Start a chunk with the policy's carry."""
-        self.count, self.carry = 0, jax.tree.map(jnp.copy, carry)
+        self.count, self.carry = 0, carry if carry == () else jax.tree.map(jnp.copy, carry)
         self.arrays.flags[:, 1:3], self.arrays.flags[:, 3] = False, True
         return self
 
