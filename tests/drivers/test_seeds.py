@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from advantage.drivers.common import environment_seeds, streams
 from advantage import DQN, PPO, make_vec_env
 
 SMALL = {
@@ -91,3 +92,11 @@ def test_a_run_without_seed_can_be_repeated(toys):
     assert one.seed != two.seed
     again = PPO("MlpPolicy", toys.EndingsGym(), seed=one.seed, **SMALL[PPO])
     assert toys.same(toys.leaves(one.learn(16)), toys.leaves(again.learn(16)))
+
+
+def test_every_seed_and_purpose_has_a_stream_of_its_own():
+    """Three keys for each of a hundred seeds, none twice; none is a neighbour's environment seed."""
+    keys = np.concatenate([streams(seed) for seed in range(100)])
+    assert len(np.unique(keys, axis=0)) == 300
+    hashed = np.concatenate([environment_seeds(seed, 8) for seed in range(100)])
+    assert len(np.unique(hashed)) == 800
