@@ -5,10 +5,11 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
-from advantage.drivers.common import environment_seeds, streams
 from advantage import DQN, PPO, make_vec_env
+from advantage.drivers.common import environment_seeds, streams
 
 SMALL = {
     PPO: {"n_steps": 8, "batch_size": 8, "n_epochs": 2, "policy_kwargs": {"net_arch": [4]}},
