@@ -91,9 +91,9 @@ class Model:
         self._set(
             policy=_known_policy(policy), verbose=options["verbose"], tensorboard_log=options["tensorboard_log"],
             policy_kwargs=dict(options["policy_kwargs"] or {}), stats_window_size=options["stats_window_size"],
-            num_timesteps=0, num_seeds=_positive("seeds", options["seeds"]), _env=None, _driver=None, _spec=None,
+            num_timesteps=0, num_seeds=_whole("seeds", options["seeds"]), _env=None, _driver=None, _spec=None,
             _state=None, _logger=None, env_id=None, _acting={}, _stop=0, _predictions=0, _device=_device(options["device"]),
-            n_envs=_positive("n_envs", options["n_envs"]),
+            n_envs=_whole("n_envs", options["n_envs"]),
         )  # fmt: skip
         self._set(_config=None, _schedules={})
         fields = {**network_fields(self.algorithm.Config, self.policy_kwargs), **fields}
@@ -130,7 +130,7 @@ class Model:
         """
         if self._driver is None:
             raise ValueError("this model has no environment: give one with set_env(env) or load(path, env=env)")
-        _positive("total_timesteps", total_timesteps)
+        _whole("total_timesteps", total_timesteps)
         if reset_num_timesteps and self.num_timesteps:
             self._driver.reset()
             self._set(num_timesteps=0)
@@ -293,7 +293,7 @@ class Model:
     ) -> Model:
         """The model a file describes, with `fields` and `options` in place of its own; raises whatever."""
         counters, stored_options = header["counters"], header["options"]
-        seeds = _positive("seeds", counters["seeds"])
+        seeds = _whole("seeds", counters["seeds"])
         if any(x.shape[:1] != (seeds,) for x in arrays.values()):
             raise NotAModel(f"the file holds arrays of another number of seeds than {seeds}: it is damaged")
         options = {k: stored_options[k] for k in STORED_OPTIONS if k in stored_options} | options
@@ -641,11 +641,7 @@ def _known_policy(policy: Any) -> str:
     return policy
 
 
-def _positive(name: str, value: Any) -> int:
-    return _whole(name, value, 1)
-
-
-def _whole(name: str, value: Any, least: int) -> int:
+def _whole(name: str, value: Any, least: int = 1) -> int:
     try:
         fits = not isinstance(value, bool) and int(value) == value and value >= least
     except (TypeError, ValueError, OverflowError):

@@ -5,7 +5,6 @@
 
 import itertools
 
-import gymnasium
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -274,25 +273,10 @@ def test_garbage_in_invalid_rows_changes_no_bit(toys, name):
         np.testing.assert_array_equal(a, b)
 
 
-class Counts(gymnasium.Env):
-    """Observes the steps of its episode, which is cut after 50."""
-
-    observation_space = gymnasium.spaces.Box(-1000.0, 1000.0, (1,), np.float32)
-    action_space = gymnasium.spaces.Discrete(2)
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.t = 0
-        return np.float32([0]), {}
-
-    def step(self, action):
-        self.t += 1
-        return np.float32([self.t]), 1.0, False, self.t >= 50, {}
-
-
-def test_a_chunk_begun_goes_on_after_a_reset():
+def test_a_chunk_begun_goes_on_after_a_reset(toys):
     """Stopped on an uneven last step, environments begin anew inside a chunk: no row's successor is theirs."""
-    model = DQN("MlpPolicy", make_vec_env(Counts, 4), learning_starts=1000, train_freq=8, buffer_size=400, seed=0)
+    env = make_vec_env(lambda: toys.Counting(50), 4)
+    model = DQN("MlpPolicy", env, learning_starts=1000, train_freq=8, buffer_size=400, seed=0)
     model.learn(10, callback=lambda local, _: local["self"].num_timesteps < 10)
     model.learn(40, reset_num_timesteps=False)
     memory = model._driver.memory
