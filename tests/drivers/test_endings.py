@@ -15,6 +15,7 @@ from advantage.algorithms import dqn, ppo
 from advantage.drivers.fused import FusedDriver
 from advantage.drivers.host import HostDriver
 from advantage.envs.probes import Endings, TimeLimitLoop
+from advantage.memory import uniform
 from advantage.types import Agent, Chunk, sanitise, successor
 
 HOST = ["sync", "same", "next", "disabled"]
@@ -281,7 +282,7 @@ def test_a_chunk_begun_goes_on_after_a_reset(toys):
     model.learn(40, reset_num_timesteps=False)
     memory = model._driver.memory
     obs, following = (np.asarray(x)[0].reshape(4, 100) for x in (memory.obs, memory.next_obs))
-    truncated, size = np.asarray(memory.truncated)[0].reshape(4, 100), np.asarray(memory.size)[0]
+    truncated, size = (np.asarray(memory.flags)[0] & uniform.TRUNCATED).reshape(4, 100), np.asarray(memory.size)[0]
     cut = [n for n in range(4) for i in range(size[n]) if truncated[n, i]]
     assert cut == [0, 1]  # of the others the last row did not count: a gap, which ends sums too
     for n in range(4):

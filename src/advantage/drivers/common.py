@@ -10,7 +10,6 @@ import numpy as np
 from jaxtyping import Array, Float, UInt32
 
 from advantage.equations.schedules import Schedule
-from advantage.types import Metrics
 
 
 class Report(NamedTuple):
@@ -18,7 +17,7 @@ class Report(NamedTuple):
 
     steps: int  # environment steps done by the seed that has done the least
     updates: int  # updates since the last report
-    metrics: Metrics  # [S] each, of the last update; on the device until read
+    metrics: Mapping[str, Any]  # [S] each, of the last update; those of `fused` on the device until read
 
 
 class Recent(NamedTuple):
@@ -29,29 +28,42 @@ class Recent(NamedTuple):
     total: int  # episodes finished so far
 
 
+UNSUMMED = 64
+"""Rows of rewards added up at once: one by one they would take 3 us a step."""
+
+
 class Episodes:
     """Running and finished episodes of host environments `[S, N]`."""
 
     def __init__(self, num_seeds: int, num_envs: int, window: int):
-        self.returns, self.lengths = np.zeros((num_seeds, num_envs)), np.zeros((num_seeds, num_envs), np.int64)
+        self.returns, self.unsummed = np.zeros((num_seeds, num_envs)), []
+        # Lengths are differences: to count one row for all is cheaper than one for each.
+        self.rows, self.began = 0, np.zeros((num_seeds, num_envs), np.int64)
         self.finished = [collections.deque(maxlen=window) for _ in range(num_seeds)]
         self.totals = [0] * num_seeds
 
     def begin(self) -> None:
         """New episodes everywhere."""
-        self.returns[:], self.lengths[:] = 0.0, 0
+        self.unsummed.clear()
+        self.returns[:], self.began[:] = 0.0, self.rows
 
     def count(self, reward: np.ndarray, valid: np.ndarray | None, done: np.ndarray | None) -> None:
-        """Add a row `[S, N]`; `valid` is None where all count, `done` where none ended."""
-        reward = reward.astype(np.float64)  # added as they are, NumPy would buffer them: 5 us
-        self.returns += reward if valid is None else np.where(valid, reward, 0.0)
-        self.lengths += 1 if valid is None else valid
+        """Add a row `[S, N]`, which is kept; `valid` is None where all count, `done` where none ended."""
+        self.rows += 1
+        if valid is not None:
+            self.began += ~valid
+            reward = np.where(valid, reward, 0.0)
+        self.unsummed.append(reward)
+        if done is None and len(self.unsummed) < UNSUMMED:
+            return
+        self.returns += np.sum(self.unsummed, axis=0, dtype=np.float64)
+        self.unsummed.clear()
         if done is None:
             return
         for s, n in zip(*np.nonzero(done if valid is None else done & valid), strict=True):
-            self.finished[s].append((self.returns[s, n], self.lengths[s, n]))
+            self.finished[s].append((self.returns[s, n], self.rows - self.began[s, n]))
             self.totals[s] += 1
-            self.returns[s, n], self.lengths[s, n] = 0.0, 0
+            self.returns[s, n], self.began[s, n] = 0.0, self.rows
 
     def recent(self, seed_index: int) -> Recent:
         """The last finished episodes of a seed."""

@@ -333,7 +333,7 @@ def _collect(
     agent: Agent, config: Any, env: JaxEnv, run: Run, left: Array, offset: Array
 ) -> tuple[Run, Chunk]:
     """T steps of N environments as a chunk; rows past the `left` steps that count are invalid."""
-    algorithm, num_envs = agent.algorithm, run.observed.is_first.shape[0]
+    algorithm = agent.algorithm
     actor = algorithm.actor(config, run.state)
     before = run.carry
 

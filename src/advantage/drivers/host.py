@@ -16,27 +16,33 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from advantage.drivers.common import Episodes, Recent, Report, compiled_quickly, environment_seeds, resolve, scheduled_values, streams
+from advantage.drivers.common import (
+    Episodes,
+    Recent,
+    Report,
+    compiled_quickly,
+    environment_seeds,
+    resolve,
+    scheduled_values,
+    streams,
+)
+from advantage.drivers.packing import Layout, Packed, Rollout, Table, rollout_layout
 from advantage.envs.check import first_bad_row
 from advantage.envs.vector import EnvironmentFailure, HostEnvs
 from advantage.equations.schedules import Schedule
 from advantage.equations.threefry import written_out
-from advantage.types import Agent, Chunk, Observed, Spec, TimeStep
+from advantage.types import Agent, Observed, Spec, TimeStep
 
 
 class Programs(NamedTuple):
     """The compiled functions of one agent, config and shape; all take and give a seeds axis."""
 
-    init: Callable  # (keys [S, 2]) -> (state, memory, carry)
-    actor: Callable  # (leaves of the state, values) -> the actor's own leaves
-    act: Callable  # (leaves of the actor, carry, keys, observed) -> (action, carry, keys)
-    update: Callable  # (leaves, memory, rollout, values) -> (leaves, memory, metrics, the actor's own leaves)
-    places: tuple[int | None, ...]  # where the actor's leaves are among the state's; None: its own
-
-    def acting(self, leaves: tuple, own: tuple) -> tuple:
-        """The actor's leaves: most are the state's, which a program would only copy to give them again."""
-        rest = iter(own)
-        return tuple(next(rest) if place is None else leaves[place] for place in self.places)
+    layout: Layout  # of (state, memory) in the arrays held
+    parts: "ActorParts"
+    init: Callable  # (keys [S, 2]) -> (arrays, carry)
+    actor: Callable  # (arrays, values) -> the actor's own leaves
+    act: Callable  # (arrays that hold the actor, its own leaves, carry, keys, observed) -> (action, carry, keys)
+    update: Callable  # (arrays, rollout, carry, values) -> (arrays, the actor's own leaves, metrics)
 
 
 class Step(NamedTuple):
@@ -64,10 +70,8 @@ class HostDriver:
         self.version = 0  # of the state: counts updates
         self.num_seeds, self.num_envs = envs.num_seeds, envs.num_envs
         self.seeds = range(seed, seed + self.num_seeds)
-        self.memory: Any = None
-        # The agents' leaves: modules take Python to flatten, 55 us an update for two small networks.
-        self._leaves: tuple = ()
-        self._structure: Any = None
+        self._layout: Layout | None = None  # of (state, memory)
+        self._arrays: tuple = ()
         self._keys = jnp.array(np.stack([streams(s)[1] for s in self.seeds]))
         self._carry: Any = None
         self._observed: Observed | None = None
@@ -75,32 +79,48 @@ class HostDriver:
         self._spare: Rows | None = None  # a chunk consumed, whose arrays the next one may use
         self._first_reset = True
         self._uncounted = False  # whether environments went on in rows that do not count
-        self._ahead: Any = 0  # [S] steps of each seed beyond the least, where a run was stopped
+        self._least = 0  # environment steps of the seed that has done the least
+        self._ahead = np.zeros(self.num_seeds, np.int64)  # those of each seed beyond them
+        self._together = True  # whether there are none
         self._episodes = Episodes(self.num_seeds, self.num_envs, window)
 
     def init(self, config: Any) -> None:
         """Fresh agents and empty memories."""
         programs = _programs(self.agent, config, self.spec, self.num_seeds, self.num_envs, ())
-        self.state, self.memory, self._carry = programs.init(np.stack([streams(s)[0] for s in self.seeds]))
+        self._layout = programs.layout
+        self._arrays, self._carry = programs.init(np.stack([streams(s)[0] for s in self.seeds]))
+        self.version += 1
 
     @property
     def state(self) -> Any:
-        """The agents `[S, ...]`; the next update donates their arrays."""
-        return None if self._structure is None else jax.tree.unflatten(self._structure, self._leaves)
+        """The agents `[S, ...]`; what is large is not copied, and donated by the next update."""
+        return None if self._layout is None else self._unpacked()[0]
 
     @state.setter
     def state(self, state: Any) -> None:
-        leaves, self._structure = jax.tree.flatten(state)
-        self._leaves = tuple(leaves)
+        held = (state, self._unpacked()[1])
+        self._arrays = tuple(map(jnp.array, self._layout.pack(held, np)))
         self.version += 1
+
+    @property
+    def memory(self) -> Any:
+        """The memories `[S, ...]`; what is large is donated by the next update."""
+        return self._unpacked()[1]
+
+    def _unpacked(self) -> tuple[Any, Any]:
+        # Vectors are copied to NumPy: cutting them up on the device would compile a program for each leaf.
+        places = self._layout.places
+        vectors = {place.array for place in places if place.offset is not None}
+        return self._layout.unpack([np.array(x) if i in vectors else x for i, x in enumerate(self._arrays)])
 
     def reset(self) -> None:
         """Begin new episodes at the next run; a chunk begun is dropped."""
-        self._observed, self._rows, self._spare, self._ahead = None, None, None, 0
+        self._observed, self._rows, self._spare = None, None, None
+        self._ahead, self._together = np.zeros(self.num_seeds, np.int64), True
 
     def seed_state(self, seed_index: int) -> Any:
         """One seed's agent; a copy, since an update donates what it is given."""
-        return jax.tree.map(lambda x: np.array(x[seed_index]), self.state)
+        return jax.tree.map(lambda x: np.array(np.asarray(x)[seed_index]), self.state)
 
     def recent(self, seed_index: int) -> Recent:
         """The last finished episodes of a seed."""
@@ -129,75 +149,72 @@ class HostDriver:
         """
         names = tuple(sorted(schedules))
         programs = _programs(self.agent, config, self.spec, self.num_seeds, self.num_envs, names)
-        steps = np.full(self.num_seeds, start, np.int64) + self._ahead
+        self._least = start
 
         def values() -> np.ndarray:
-            left = [1.0 - min(done / max(stop, 1), 1.0) for done in steps.tolist()]
+            left = [1.0 - min(done / max(stop, 1), 1.0) for done in (self._least + self._ahead).tolist()]
             return scheduled_values(schedules, np.array(left))
 
-        actor = programs.acting(self._leaves, programs.actor(self._leaves, values()))
-        least = int(steps.min())
-        while least < stop:
-            for step in self._collect(config, programs, actor, steps, stop):
-                if on_step is not None and not on_step(step):
-                    self._ahead = steps - steps.min()
-                    return
-            rollout = self._rows.rollout(self._observed)
-            self._spare, self._rows = self._rows, None
-            self._check_finite(rollout, steps)
-            self._leaves, self.memory, metrics, own = programs.update(self._leaves, self.memory, rollout, values())
-            actor = programs.acting(self._leaves, own)
-            self._leaves[0].block_until_ready()  # the arrays just shipped may be written again
+        own = programs.actor(self._arrays, values())
+        while self._least < stop:
+            if not self._collect(config, programs, own, stop, on_step):
+                return
+            rows, self._rows = self._rows, None
+            rollout = rows.close(self._observed)
+            if not rows.finite():
+                self._refuse(rows)
+            self._arrays, own, table = programs.update(self._arrays, rollout, rows.carry, values())
+            self._spare = rows
             self.version += 1
-            least = int(steps.min())
-            self._ahead = steps - least
-            yield Report(least, 1, metrics)
+            yield Report(self._least, 1, table.read())  # read: so the arrays just shipped may be written again
 
     def _collect(
-        self, config: Any, programs: Programs, actor: PyTree, steps: np.ndarray, stop: int
-    ) -> Iterator[Step]:
-        """Fill a chunk row by row; `steps [S]` is counted up in place."""
+        self, config: Any, programs: Programs, own: tuple, stop: int, on_step: Callable[[Step], bool] | None
+    ) -> bool:
+        """Fill a chunk row by row; False where `on_step` ended the run."""
         if self._observed is None or self._uncounted:
-            self._begin(steps)
+            self._begin()
         if self._rows is None:
             self._rows = self._begun(config)
         rows, space, to_env = self._rows, self.spec.action, self.agent.algorithm.to_env
-        done_by_least = int(steps.min())
-        while not rows.full() and done_by_least < stop:
+        held = programs.parts.held(self._arrays)
+        last = rows.full()  # by a run that was stopped at its last row
+        while not last:
             observed = self._observed
-            action, self._carry, self._keys = programs.act(actor, self._carry, self._keys, observed)
+            action, self._carry, self._keys = programs.act(held, own, self._carry, self._keys, observed)
             action = np.asarray(action)
             try:
                 sent = to_env(space, action)
                 # Environments may change what they are given; the chunk keeps the policy's own.
                 time_step = self.envs.step(sent.copy() if sent is action else sent)
             except EnvironmentFailure as error:
-                raise self._failure(done_by_least + self.num_envs, error) from error.__cause__
-            valid = self._valid(time_step, steps, stop)
+                raise self._failure(self._least + self.num_envs, error) from error.__cause__
+            valid = self._count(time_step.valid, stop)
             # Counting is ten times faster than `any`, and this is done at every step.
             ended = np.count_nonzero(time_step.terminated) or np.count_nonzero(time_step.truncated)
             done = time_step.terminated | time_step.truncated if ended else None
             rows.write(observed, action, time_step, valid, done)
             self._observed = time_step.observed
             self._episodes.count(time_step.reward, valid, done)
-            steps += self.num_envs if valid is None else valid.sum(axis=1)
-            done_by_least = int(steps[0] if valid is None and self.num_seeds == 1 else steps.min())
-            last = rows.full() or done_by_least >= stop
-            yield Step(observed, action, time_step, done_by_least, last)
+            last = rows.full() or self._least >= stop
+            if on_step is not None and not on_step(Step(observed, action, time_step, self._least, last)):
+                return False
+        return True
 
     def _begun(self, config: Any) -> "Rows":
         """Rows for a new chunk, in the arrays of the last one where these fit."""
         rows, self._spare = self._spare, None
         # Those of whole episodes grow: their length is no other chunk's.
         if rows is None or rows.config is not config or rows.episodes is not None:
-            rows = Rows(self.spec, config, self.num_seeds, self.num_envs)
+            mask = self._observed.action_mask
+            rows = Rows(self.spec, config, self.num_seeds, self.num_envs, 0 if mask is None else mask.shape[-1])
         return rows.begin(self._carry)
 
     def _failure(self, step: int, error: EnvironmentFailure) -> EnvironmentFailure:
         self.reset()
         return EnvironmentFailure(f"at step {step:,}: {error}")
 
-    def _begin(self, steps: np.ndarray) -> None:
+    def _begin(self) -> None:
         if self._rows is not None:
             self._rows.cut(self._observed)
         seeds = [environment_seeds(s, self.num_envs) for s in self.seeds]
@@ -205,32 +222,31 @@ class HostDriver:
         try:
             self._observed = self.envs.reset(np.stack(seeds) if self._first_reset else None)
         except EnvironmentFailure as error:
-            raise self._failure(int(steps.min()), error) from error.__cause__
+            raise self._failure(self._least, error) from error.__cause__
         self._first_reset = self._uncounted = False
         self._episodes.begin()
 
-    def _valid(self, time_step: TimeStep, steps: np.ndarray, stop: int) -> np.ndarray | None:
-        """Which environments' rows count `[S, N]`; None: all. The last step counts the lowest indices."""
-        # Seeds whose rows all count are in step with the first.
-        if time_step.valid is None and steps[0] + self.num_envs <= stop and (
-            self.num_seeds == 1 or (steps == steps[0]).all()
-        ):
+    def _count(self, valid: np.ndarray | None, stop: int) -> np.ndarray | None:
+        """Count a row's steps and say which environments' count `[S, N]`; None: all. The last takes the lowest."""
+        if valid is None and self._together and self._least + self.num_envs <= stop:
+            self._least += self.num_envs
             return None
-        shape = (self.num_seeds, self.num_envs)
-        valid = np.ones(shape, bool) if time_step.valid is None else time_step.valid
+        steps = self._least + self._ahead
+        if valid is None:
+            valid = np.ones((self.num_seeds, self.num_envs), bool)
         counted = valid & (np.cumsum(valid, axis=1) <= (stop - steps)[:, None])
         self._uncounted |= bool((counted != valid).any())
+        steps += counted.sum(axis=1)
+        self._least = int(steps.min())
+        self._ahead = steps - self._least
+        self._together = not self._ahead.any()
         return counted
 
-    def _check_finite(self, rollout: "Rollout", steps: np.ndarray) -> None:
-        """Stop before anything not finite reaches an agent; `steps [S]` are those after the chunk."""
-        seen = (rollout.obs, rollout.final_obs, rollout.reward)
-        # A sum is not finite where a number is not; one that overflows is looked at again below.
-        with np.errstate(all="ignore"):
-            if all(math.isfinite(x.sum()) for x in jax.tree.leaves(seen) if x.dtype.kind == "f"):
-                return
+    def _refuse(self, rows: "Rows") -> None:
+        """Stop before anything not finite reaches an agent."""
+        steps = self._least + self._ahead  # after the chunk
         for s in range(self.num_seeds):
-            one = jax.tree.map(lambda x, s=s: x[s], rollout._replace(carry=())).chunk()
+            one = jax.tree.map(lambda x, s=s: x[s], rows.arrays).chunk(())
             found = first_bad_row(one)
             if found is not None:
                 taken, n, name = found
@@ -242,44 +258,24 @@ class HostDriver:
                 )
 
 
-class Rollout(NamedTuple):
-    """A chunk as it is shipped, in few arrays: each costs a few microseconds."""
-
-    obs: PyTree  # [S, T+1, N, ...]: the last is what the policy saw after the last row
-    action_mask: np.ndarray | None  # [S, T, N, actions]
-    action: np.ndarray  # [S, T, N, ...]
-    reward: np.ndarray  # [S, T, N]
-    flags: np.ndarray  # [S, 4, T, N] bool: is_first, terminated, truncated, valid
-    final_obs: PyTree  # [S, T, N, ...]: as it was where no episode ended
-    carry: PyTree = ()
-
-    def chunk(self) -> Chunk:
-        """The chunk of one seed (without the axis S)."""
-        is_first, terminated, truncated, valid = self.flags
-        return Chunk(
-            obs=jax.tree.map(lambda x: x[:-1], self.obs),
-            is_first=is_first,
-            action_mask=self.action_mask,
-            action=self.action,
-            reward=self.reward,
-            terminated=terminated,
-            truncated=truncated,
-            valid=valid,
-            final_obs=self.final_obs,
-            last_obs=jax.tree.map(lambda x: x[-1], self.obs),
-            carry=self.carry,
-        )
-
-
 class Rows:
     """A chunk being written, row by row."""
 
-    def __init__(self, spec: Spec, config: Any, num_seeds: int, num_envs: int):
+    def __init__(self, spec: Spec, config: Any, num_seeds: int, num_envs: int, choices: int):
         self.spec, self.config, self.shape = spec, config, (num_seeds, num_envs)
+        self.choices = choices  # actions of a mask; 0: there is none
         self.episodes = getattr(config, "episodes_per_update", None)
         # Nobody knows how many rows whole episodes take: they begin with a few and grow.
-        self.length = config.steps_per_update if self.episodes is None else 16
-        self.arrays = self._allocate(self.length)
+        self._allocate(config.steps_per_update if self.episodes is None else 16)
+
+    def _allocate(self, length: int) -> None:
+        num_seeds, num_envs = self.shape
+        layout = rollout_layout(self.spec, length, num_envs, self.choices)
+        self.length, self.packed = length, Packed(layout.zeros((num_seeds,)), layout)
+        self.arrays: Rollout = self.packed.unpack()  # views
+        if self.choices:
+            self.arrays.action_mask[:] = True
+        self.arrays.flags[:, 3] = True
 
     def begin(self, carry: PyTree) -> "Rows":
         """Start a chunk with the policy's carry."""
@@ -309,10 +305,7 @@ class Rows:
         arrays.flags[:, 0, t] = observed.is_first
         arrays.action[:, t] = action
         arrays.reward[:, t] = time_step.reward
-        if observed.action_mask is not None:
-            if arrays.action_mask is None:
-                mask = np.ones((*arrays.reward.shape, observed.action_mask.shape[-1]), bool)
-                self.arrays = arrays = arrays._replace(action_mask=mask)
+        if self.choices:
             arrays.action_mask[:, t] = observed.action_mask
         if valid is not None:
             arrays.flags[:, 3, t] = valid
@@ -333,39 +326,28 @@ class Rows:
                 final[:, t][~ended] = obs[~ended]
             self.arrays.flags[:, 2, t] |= ~ended
 
-    def rollout(self, observed: Observed) -> Rollout:
+    def close(self, observed: Observed) -> Packed:
         """The chunk; rows never written are invalid, and `obs` of the first of them is the last successor."""
         _put(self.arrays.obs, self.count, observed.obs)
         if self.count < self.length:
             _put(self.arrays.obs, self.length, observed.obs)
             self.arrays.flags[:, :, self.count :] = False
-        return self.arrays._replace(carry=self.carry)
+        return self.packed
 
-    def _allocate(self, length: int) -> Rollout:
-        num_seeds, num_envs = self.shape
-        lead = (num_seeds, length, num_envs)
-        observation, action = self.spec.observation, self.spec.action
-        return Rollout(
-            obs=observation.zeros((num_seeds, length + 1, num_envs)),
-            action_mask=None,
-            action=action.zeros(lead),
-            reward=np.zeros(lead, np.float32),
-            flags=np.zeros((num_seeds, 4, length, num_envs), bool),
-            final_obs=observation.zeros(lead),
-        )
+    def finite(self) -> bool:
+        """Whether no number is NaN or infinite: nor is their sum then, unless it overflows."""
+        with np.errstate(all="ignore"):
+            return all(math.isfinite(x.sum()) for x in self.packed.arrays if x.dtype.kind == "f")
 
     def _grow(self) -> None:
         """Twice the rows: chunks of whole episodes come in few lengths, so few are compiled."""
-        old, new = self.arrays, self._allocate(2 * self.length)
-        new.flags[:, 3] = True
-        if old.action_mask is not None:
-            mask = np.ones((*new.reward.shape, old.action_mask.shape[-1]), bool)
-            new = new._replace(action_mask=mask)
-        new.flags[:, :, : self.length] = old.flags
-        rest = [arrays._replace(flags=None, carry=()) for arrays in (new, old)]
-        for into, rows in zip(*map(jax.tree.leaves, rest), strict=True):
-            into[:, : rows.shape[1]] = rows
-        self.arrays, self.length = new, 2 * self.length
+        old = self.arrays
+        self._allocate(2 * self.length)
+        rows = len(old.flags[0, 0])
+        self.arrays.flags[:, :, :rows] = old.flags
+        rest = [arrays._replace(flags=None) for arrays in (self.arrays, old)]
+        for into, written in zip(*map(jax.tree.leaves, rest), strict=True):
+            into[:, : written.shape[1]] = written
 
 
 def _put(rows: PyTree, t: int, x: PyTree) -> None:
@@ -387,52 +369,75 @@ def _programs(
     def init(key):
         state = algorithm.init(config, spec, key)
         carry = algorithm.initial_carry(config, spec, num_envs)
-        return state, agent.init_memory(config, spec, num_envs), carry
+        return (state, agent.init_memory(config, spec, num_envs)), carry
 
-    state = jax.eval_shape(functools.partial(algorithm.init, config, spec), streams(0)[0])
-    state_structure, (actor_structure, places) = jax.tree.structure(state), _actor(algorithm, config, state)
+    held, _ = jax.eval_shape(init, streams(0)[0])
+    layout = Layout(held)
+    parts = ActorParts(algorithm, config, held[0], layout)
 
-    def own(now, state):
-        leaves = jax.tree.leaves(algorithm.actor(now, state))
-        return tuple(leaf for leaf, place in zip(leaves, places, strict=True) if place is None)
+    def packed_init(key):
+        held, carry = init(key)
+        return layout.pack(held), carry
 
-    def actor(leaves, values):
-        return own(resolve(config, names, values), jax.tree.unflatten(state_structure, leaves))
+    def actor(arrays, values):
+        state, _ = layout.unpack(arrays)
+        return parts.own(algorithm.actor(resolve(config, names, values), state))
 
-    def act(leaves, carry, key, observed):
+    def act(arrays, own, carry, key, observed):
         key, now = jax.random.split(written_out(key))
-        acting = jax.tree.unflatten(actor_structure, leaves)
-        action, carry = algorithm.act(config, acting, carry, observed, now, True)
+        action, carry = algorithm.act(config, parts.join(arrays, own), carry, observed, now, True)
         return action, carry, jax.random.key_data(key)
 
-    def update(leaves, memory, rollout, values):
+    def update(arrays, rollout, carry, values):
         now = resolve(config, names, values)
-        state = jax.tree.unflatten(state_structure, leaves)
-        state, memory, metrics = agent.update(now, state, memory, rollout.chunk())
-        return tuple(jax.tree.leaves(state)), memory, metrics, own(now, state)
+        # Fused into all that reads them, the parts of vectors take longer to compile and to compute with.
+        state, memory = jax.lax.optimization_barrier(layout.unpack(arrays))
+        state, memory, metrics = agent.update(now, state, memory, rollout.unpack().chunk(carry))
+        return layout.pack((state, memory)), parts.own(algorithm.actor(now, state)), Table.of(metrics)
 
     over = _over_seeds(num_seeds)
     return Programs(
+        layout,
+        parts,
         # One seed after the other: decompositions side by side need threads to spare (see `platform`).
-        compiled_quickly(functools.partial(jax.lax.map, init)),
-        compiled_quickly(over(actor)),
-        jax.jit(over(act), donate_argnums=(1, 2)),
-        jax.jit(over(update), donate_argnums=(0, 1)),
-        places,
+        compiled_quickly(functools.partial(jax.lax.map, packed_init)),
+        compiled_quickly(over(actor)) if None in parts.places else lambda arrays, values: (),
+        jax.jit(over(act), donate_argnums=(2, 3)),
+        jax.jit(over(update), donate_argnums=0),
     )
 
 
-def _actor(algorithm: Any, config: Any, state: PyTree) -> tuple[Any, tuple[int | None, ...]]:
-    """The structure of the actor, and where each of its leaves is among those of the state (None: nowhere)."""
-    places: list[int | None] = []
+class ActorParts:
+    """Where an actor's leaves are: most are the state's, which a program would only copy to give them again."""
 
-    def trace(state: PyTree) -> PyTree:
-        acting = algorithm.actor(config, state)
-        held = {id(leaf): place for place, leaf in enumerate(jax.tree.leaves(state))}
-        places.extend(held.get(id(leaf)) for leaf in jax.tree.leaves(acting))
-        return acting
+    def __init__(self, algorithm: Any, config: Any, state: PyTree, layout: Layout):
+        self.layout = layout  # its tree begins with the state
+        self.places: list[int | None] = []  # among the state's leaves; None: the actor's own
 
-    return jax.tree.structure(jax.eval_shape(trace, state)), tuple(places)
+        def trace(state: PyTree) -> PyTree:
+            actor = algorithm.actor(config, state)
+            held = {id(leaf): place for place, leaf in enumerate(jax.tree.leaves(state))}
+            self.places = [held.get(id(leaf)) for leaf in jax.tree.leaves(actor)]
+            return actor
+
+        self.structure = jax.tree.structure(jax.eval_shape(trace, state))
+        held = [place for place in self.places if place is not None]
+        self.arrays = tuple(sorted({layout.places[place].array for place in held}))
+
+    def own(self, actor: PyTree) -> tuple:
+        """The leaves that no array holds."""
+        leaves = zip(jax.tree.leaves(actor), self.places, strict=True)
+        return tuple(leaf for leaf, place in leaves if place is None)
+
+    def held(self, arrays: tuple) -> tuple:
+        """Those of the arrays that hold the others."""
+        return tuple(arrays[i] for i in self.arrays)
+
+    def join(self, held: tuple, own: tuple) -> PyTree:
+        """The actor."""
+        arrays, rest = dict(zip(self.arrays, held, strict=True)), iter(own)
+        leaves = [next(rest) if place is None else self.layout.leaf(arrays, place) for place in self.places]
+        return jax.tree.unflatten(self.structure, leaves)
 
 
 def _over_seeds(num_seeds: int) -> Callable[[Callable], Callable]:

@@ -30,7 +30,7 @@ class DummyVecEnv:
         self.action_space = self.envs[0].action_space
         self.first_seed: int | None = None
         self._seeds: list[int | None] = [None] * self.num_envs
-        self._rows = Writer(Space.from_gymnasium(self.observation_space), self.num_envs)
+        self._rows = Writer(Space.from_gymnasium(self.observation_space), (self.num_envs,))
         self._returns = np.zeros(self.num_envs)
         self._lengths = np.zeros(self.num_envs, np.int64)
         self._actions: Any = None

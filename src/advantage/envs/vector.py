@@ -7,6 +7,7 @@ Both answer with NumPy arrays `[S, N, ...]` in JAX's dtypes. They raise `Environ
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -52,7 +53,7 @@ class SyncEnvs:
         self.num_seeds, self.num_envs = len(envs), len(envs[0])
         self.envs = [env for group in envs for env in group]
         self.steps = [env.step for env in self.envs]
-        self.observations = Writer(self.spec.observation, len(self.envs))
+        self.observations = Writer(self.spec.observation, (self.num_seeds, self.num_envs))
         choices = self.spec.action.kind in ("discrete", "multi_discrete")
         self.masked = choices and all(_has_masks(env) for env in self.envs)
         self.infos: Sequence[dict[str, Any]] = ()  # of the last step, one per environment
@@ -65,26 +66,27 @@ class SyncEnvs:
         rows = self.observations.empty()
         for i, seed in enumerate(flat):
             self.observations.write(rows, i, self._reset_one(i, seed))
-        return Observed(self._shaped(rows), np.ones(self.shape, bool), self._masks())
+        return Observed(self.observations.shaped(rows), np.ones(self.shape, bool), self._masks())
 
     def step(self, action: np.ndarray) -> TimeStep:
-        answers, count = [], len(self.envs)
-        for i, (step, row) in enumerate(zip(self.steps, action.reshape(count, *action.shape[2:]), strict=True)):
+        answers, rows = [], action.reshape(len(self.envs), *action.shape[2:])
+        for i, step in enumerate(self.steps):  # a loop over an array ends with an exception: 1 us
             try:
-                answers.append(step(row))
+                answers.append(step(rows[i]))
             except Exception as error:
-                raise EnvironmentFailure(f"{self._name(i)} raised {_said(error)} in step({row!r})") from error
+                raise EnvironmentFailure(f"{self._name(i)} raised {_said(error)} in step({rows[i]!r})") from error
         try:
             seen, rewards, overs, cuts, self.infos = zip(*answers, strict=True)
-            rows = self._shaped(self.observations.gather(seen))
+            obs = self.observations.gather(seen)
             reward = np.array(rewards, np.float32).reshape(self.shape)
             ended = any(overs) or any(cuts)
             terminated, truncated = np.array((overs, cuts), bool) if ended else (self.none, self.none)
         except Exception as error:
             raise EnvironmentFailure(f"{self._misfit(answers)}: {_said(error)}") from error
         if not ended:
-            return TimeStep(Observed(rows, self.none, self._masks()), reward, self.none, self.none, rows)
-        return self._reset_ended(rows, reward, terminated, truncated)
+            masks = self._masks() if self.masked else None
+            return TimeStep(Observed(obs, self.none, masks), reward, self.none, self.none, obs)
+        return self._reset_ended(obs, reward, terminated, truncated)
 
     def _reset_ended(self, final: PyTree, reward: np.ndarray, terminated: np.ndarray, truncated: np.ndarray) -> TimeStep:
         """The answer to a step in which episodes ended `[S*N]`, each of which begins anew."""
@@ -117,9 +119,6 @@ class SyncEnvs:
     def close(self) -> None:
         for env in self.envs:
             env.close()
-
-    def _shaped(self, rows: PyTree) -> PyTree:
-        return _each(lambda x: x.reshape(*self.shape, *x.shape[1:]), rows)
 
     def _masks(self) -> np.ndarray | None:
         if not self.masked:
@@ -214,32 +213,37 @@ class VectorEnvs:
 
 
 class Writer:
-    """Writes single observations into rows `[count, ...]` of a space's structure."""
+    """Puts single observations into rows of a space's structure, one for each of `[*leading]` environments."""
 
-    def __init__(self, space: Space, count: int):
-        self.space, self.count = space, count
+    def __init__(self, space: Space, leading: tuple[int, ...]):
+        self.space, self.leading, self.count = space, leading, math.prod(leading)
         self.plain = space.kind not in ("dict", "tuple")
-        self.row_shape, self.dtype = (count, *space.shape), np.dtype(space.dtype)
+        self.dtype, self.shape = np.dtype(space.dtype), (*leading, *space.shape)
+        self.flat_shape = (self.count, *space.shape)
 
     def empty(self) -> PyTree:
-        """Rows yet to be written; new ones each time, since consumers keep them."""
-        return np.empty(self.row_shape, self.dtype) if self.plain else self.space.zeros((self.count,))
+        """Flat rows `[count, ...]` yet to be written; new ones each time, since consumers keep them."""
+        return np.empty(self.flat_shape, self.dtype) if self.plain else self.space.zeros((self.count,))
+
+    def shaped(self, rows: PyTree) -> PyTree:
+        """Flat rows as `[*leading, ...]`."""
+        return _each(lambda x: x.reshape(*self.leading, *x.shape[1:]), rows)
 
     def gather(self, seen: Sequence) -> PyTree:
-        """Rows of one observation each; a copy, since environments may reuse their arrays.
+        """Rows `[*leading, ...]` of one observation each; a copy, since environments may reuse their arrays.
 
         Raises:
             ValueError: an observation has another shape than the space.
         """
         if self.plain:
             rows = np.array(seen, self.dtype)
-            if rows.shape != self.row_shape:
+            if rows.shape != self.flat_shape:
                 raise ValueError(f"observations have shape {rows.shape[1:]}, expected {self.space.shape}")
-            return rows
+            return rows.reshape(self.shape)
         rows = self.empty()
         for i, obs in enumerate(seen):
             self.write(rows, i, obs)
-        return rows
+        return self.shaped(rows)
 
     def write(self, rows: PyTree, i: int, obs: Any) -> None:
         """Put an observation into row i."""

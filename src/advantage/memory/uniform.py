@@ -8,11 +8,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PyTree
+import numpy as np
+from jaxtyping import Array, Float, Int, PyTree, UInt8
 
 from advantage.equations.distributions import Key
 from advantage.equations.returns import Scalar, n_step_return
 from advantage.types import Chunk, Spec, sanitise, successor
+
+FIRST, TERMINATED, TRUNCATED = np.uint8(1), np.uint8(2), np.uint8(4)
 
 
 class Replay(NamedTuple):
@@ -22,9 +25,7 @@ class Replay(NamedTuple):
     next_obs: PyTree  # [N*C, ...]
     action: Array  # [N*C, ...]
     reward: Float[Array, " NC"]
-    is_first: Bool[Array, " NC"]
-    terminated: Bool[Array, " NC"]
-    truncated: Bool[Array, " NC"]
+    flags: UInt8[Array, " NC"]  # FIRST, TERMINATED and TRUNCATED, added up
     head: Int[Array, " N"]  # the slot written next
     size: Int[Array, " N"]  # rows held, at most C
 
@@ -46,10 +47,9 @@ def init(spec: Spec, num_envs: int, capacity: int) -> Replay:
     def zeros(leading: tuple[int, ...]) -> PyTree:
         return jax.tree.map(jnp.asarray, spec.observation.zeros(leading))
 
-    flags = [jnp.zeros(rows, bool) for _ in range(3)]
     counters = [jnp.zeros(num_envs, jnp.int32) for _ in range(2)]
-    action = jnp.asarray(spec.action.zeros((rows,)))
-    return Replay(zeros((rows,)), zeros((rows,)), action, jnp.zeros(rows, jnp.float32), *flags, *counters)
+    action, reward = jnp.asarray(spec.action.zeros((rows,))), jnp.zeros(rows, jnp.float32)
+    return Replay(zeros((rows,)), zeros((rows,)), action, reward, jnp.zeros(rows, jnp.uint8), *counters)
 
 
 def push(memory: Replay, chunk: Chunk) -> Replay:
@@ -68,6 +68,8 @@ def push(memory: Replay, chunk: Chunk) -> Replay:
     row = jnp.where(kept, row, num_envs * capacity)  # out of range: dropped
     # A row after one that was left out goes on with nothing that is remembered.
     after_gap = jnp.concatenate([jnp.zeros_like(chunk.valid[:1]), ~chunk.valid[:-1]])
+    flags = jnp.where(chunk.is_first | after_gap, FIRST, 0)
+    flags |= jnp.where(chunk.terminated, TERMINATED, 0) | jnp.where(chunk.truncated, TRUNCATED, 0)
 
     def write(ring: Array, new: Array) -> Array:
         return ring.at[row].set(new.astype(ring.dtype), mode="drop")
@@ -77,9 +79,7 @@ def push(memory: Replay, chunk: Chunk) -> Replay:
         next_obs=jax.tree.map(write, memory.next_obs, successor(chunk)),
         action=write(memory.action, chunk.action),
         reward=write(memory.reward, chunk.reward),
-        is_first=write(memory.is_first, chunk.is_first | after_gap),
-        terminated=write(memory.terminated, chunk.terminated),
-        truncated=write(memory.truncated, chunk.truncated),
+        flags=write(memory.flags, flags),
         head=(memory.head + written) % capacity,
         size=jnp.minimum(memory.size + written, capacity),
     )
@@ -87,7 +87,7 @@ def push(memory: Replay, chunk: Chunk) -> Replay:
 
 def sample(memory: Replay, key: Key, batch_size: int, n_steps: int, gamma: Scalar) -> Batch:
     """B transitions over up to `n_steps` steps, every row equally likely, with replacement."""
-    num_envs, capacity = _sizes(memory)
+    _, capacity = _sizes(memory)
     ends = jnp.cumsum(memory.size)
     # Some rows are likelier by at most one part in 2^32 / rows: nothing, for half the draws of `randint`.
     drawn = jax.random.bits(key, (batch_size,)) % jnp.maximum(ends[-1], 1).astype(jnp.uint32)
@@ -98,9 +98,10 @@ def sample(memory: Replay, key: Key, batch_size: int, n_steps: int, gamma: Scala
     slot = (memory.head[env, None] - 1 - age[:, None] + steps[None]) % capacity
     row = env[:, None] * capacity + slot  # [B, n]; rows past the newest are never counted
 
-    ended = memory.terminated[row] | memory.truncated[row]
+    flags = memory.flags[row]
+    ended = flags & (TERMINATED | TRUNCATED) > 0
     # A reset from outside leaves an episode without an end: the next row's is_first shows it.
-    restarted = memory.is_first[env[:, None] * capacity + (slot + 1) % capacity]
+    restarted = memory.flags[env[:, None] * capacity + (slot + 1) % capacity] & FIRST > 0
     recorded = steps[None] < age[:, None]
     going_on = recorded & ~ended & ~restarted
     reward, discount = n_step_return(memory.reward[row], going_on, gamma)
@@ -110,7 +111,7 @@ def sample(memory: Replay, key: Key, batch_size: int, n_steps: int, gamma: Scala
         obs=jax.tree.map(lambda x: x[row[:, 0]], memory.obs),
         action=memory.action[row[:, 0]],
         reward=reward,
-        discount=jnp.where(memory.terminated[last_row], 0.0, discount),
+        discount=jnp.where(memory.flags[last_row] & TERMINATED > 0, 0.0, discount),
         next_obs=jax.tree.map(lambda x: x[last_row], memory.next_obs),
     )
 
