@@ -26,7 +26,7 @@ from advantage.drivers.common import (
     scheduled_values,
     streams,
 )
-from advantage.drivers.packing import Layout, Packed, Rollout, Table, rollout_layout
+from advantage.drivers.packing import ActorParts, Layout, Packed, Rollout, Table, rollout_layout
 from advantage.envs.check import first_bad_row
 from advantage.envs.vector import EnvironmentFailure, HostEnvs
 from advantage.equations.schedules import Schedule
@@ -38,7 +38,7 @@ class Programs(NamedTuple):
     """The compiled functions of one agent, config and shape; all take and give a seeds axis."""
 
     layout: Layout  # of (state, memory) in the arrays held
-    parts: "ActorParts"
+    parts: ActorParts
     init: Callable  # (keys [S, 2]) -> (arrays, carry)
     actor: Callable  # (arrays, values) -> the actor's own leaves
     act: Callable  # (arrays that hold the actor, its own leaves, carry, keys, observed) -> (action, carry, keys)
@@ -405,39 +405,6 @@ def _programs(
         jax.jit(over(act), donate_argnums=(2, 3)),
         jax.jit(over(update), donate_argnums=0),
     )
-
-
-class ActorParts:
-    """Where an actor's leaves are: most are the state's, which a program would only copy to give them again."""
-
-    def __init__(self, algorithm: Any, config: Any, state: PyTree, layout: Layout):
-        self.layout = layout  # its tree begins with the state
-        self.places: list[int | None] = []  # among the state's leaves; None: the actor's own
-
-        def trace(state: PyTree) -> PyTree:
-            actor = algorithm.actor(config, state)
-            held = {id(leaf): place for place, leaf in enumerate(jax.tree.leaves(state))}
-            self.places = [held.get(id(leaf)) for leaf in jax.tree.leaves(actor)]
-            return actor
-
-        self.structure = jax.tree.structure(jax.eval_shape(trace, state))
-        held = [place for place in self.places if place is not None]
-        self.arrays = tuple(sorted({layout.places[place].array for place in held}))
-
-    def own(self, actor: PyTree) -> tuple:
-        """The leaves that no array holds."""
-        leaves = zip(jax.tree.leaves(actor), self.places, strict=True)
-        return tuple(leaf for leaf, place in leaves if place is None)
-
-    def held(self, arrays: tuple) -> tuple:
-        """Those of the arrays that hold the others."""
-        return tuple(arrays[i] for i in self.arrays)
-
-    def join(self, held: tuple, own: tuple) -> PyTree:
-        """The actor."""
-        arrays, rest = dict(zip(self.arrays, held, strict=True)), iter(own)
-        leaves = [next(rest) if place is None else self.layout.leaf(arrays, place) for place in self.places]
-        return jax.tree.unflatten(self.structure, leaves)
 
 
 def _over_seeds(num_seeds: int) -> Callable[[Callable], Callable]:

@@ -81,6 +81,39 @@ class Layout:
         return tuple(part[0] if len(part) == 1 else xp.concatenate(part, axis=-1) for part in parts)
 
 
+class ActorParts:
+    """Where an actor's leaves are: most are the state's, which a program would only copy to give them again."""
+
+    def __init__(self, algorithm: Any, config: Any, state: PyTree, layout: Layout):
+        self.layout = layout  # its tree begins with the state
+        self.places: list[int | None] = []  # among the state's leaves; None: the actor's own
+
+        def trace(state: PyTree) -> PyTree:
+            actor = algorithm.actor(config, state)
+            held = {id(leaf): place for place, leaf in enumerate(jax.tree.leaves(state))}
+            self.places = [held.get(id(leaf)) for leaf in jax.tree.leaves(actor)]
+            return actor
+
+        self.structure = jax.tree.structure(jax.eval_shape(trace, state))
+        held = [place for place in self.places if place is not None]
+        self.arrays = tuple(sorted({layout.places[place].array for place in held}))
+
+    def own(self, actor: PyTree) -> tuple:
+        """The leaves that no array holds."""
+        leaves = zip(jax.tree.leaves(actor), self.places, strict=True)
+        return tuple(leaf for leaf, place in leaves if place is None)
+
+    def held(self, arrays: tuple) -> tuple:
+        """Those of the arrays that hold the others."""
+        return tuple(arrays[i] for i in self.arrays)
+
+    def join(self, held: tuple, own: tuple) -> PyTree:
+        """The actor."""
+        arrays, rest = dict(zip(self.arrays, held, strict=True)), iter(own)
+        leaves = [next(rest) if place is None else self.layout.leaf(arrays, place) for place in self.places]
+        return jax.tree.unflatten(self.structure, leaves)
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class Packed:
