@@ -44,14 +44,14 @@ def test_returns_and_lengths(num_seeds, num_envs, often):
 
 def test_a_reset_begins_anew():
     """What was collected before it counts for no episode; the window keeps the newest."""
-    episodes, one = Episodes(1, 1, window=2), np.ones((1, 1), np.float32)
+    episodes, one, end = Episodes(1, 1, window=2), np.ones((1, 1), np.float32), np.ones((1, 1), bool)
     for _ in range(3):
         episodes.count(one, None, None)
     episodes.begin()
-    for length in (1, 2, 3):
+    seen = []
+    for length in (2, 1, 3):
         for i in range(length):
-            episodes.count(one, None, np.ones((1, 1), bool) if i == length - 1 else None)
-    recent = episodes.recent(0)
-    assert recent.total == 3
-    np.testing.assert_array_equal(recent.lengths, [2, 3])
-    np.testing.assert_array_equal(recent.returns, [2.0, 3.0])
+            episodes.count(one, None, end if i == length - 1 else None)
+        recent = episodes.recent(0)
+        seen.append((recent.returns.tolist(), recent.lengths.tolist(), recent.total))
+    assert seen == [([2.0], [2], 1), ([2.0, 1.0], [2, 1], 2), ([1.0, 3.0], [1, 3], 3)]
