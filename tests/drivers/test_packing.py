@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 
 from advantage import DQN, PPO
-from advantage.drivers.packing import SMALL, Layout, Packed, Table, rollout_layout
+from advantage.algorithms import dqn
+from advantage.drivers.host import rollout_layout
+from advantage.drivers.packing import SMALL, ActorParts, Layout, Packed, Table
+from advantage.networks.q_network import QNetwork, q_network
 from advantage.types import Space, Spec
 
 TREE = {
@@ -80,9 +83,12 @@ def test_programs_are_compiled_once_for_each_layout():
 
 
 def test_metrics_cross_in_one_array():
-    """With their names, whatever their dtype."""
-    table = jax.jit(jax.vmap(lambda x: Table.of({"b": x + 0.5, "a": jnp.int32(1)})))(jnp.arange(3.0))
-    assert table.values.shape == (3, 2) and table.names == ("b", "a")
+    """With their names, whatever their dtype; a vector by its mean."""
+    table = jax.jit(jax.vmap(lambda x: Table.of({"b": x + 0.5, "a": jnp.int32(1), "c": jnp.stack([x, x + 4])})))(
+        jnp.arange(3.0)
+    )
+    assert table.values.shape == (3, 3) and table.names == ("b", "a", "c")
+    np.testing.assert_array_equal(table.read()["c"], [2.0, 3.0, 4.0])
     np.testing.assert_array_equal(table.read()["b"], [0.5, 1.5, 2.5])
     np.testing.assert_array_equal(table.read()["a"], [1.0, 1.0, 1.0])
 
@@ -110,3 +116,69 @@ def test_state_can_be_replaced(num_seeds):
         np.testing.assert_array_equal(got, expected)
     model.learn(20, reset_num_timesteps=False)
     assert (np.asarray(driver.state.n_updates) == state.n_updates + 5).all()
+
+
+def test_setting_the_state_copies_no_large_array_of_the_memory():
+    """A replay may be larger than half of what a device holds."""
+    driver = DQN("MlpPolicy", "CartPole-v1", buffer_size=10_000, seed=0)._driver
+    large = [x for x in driver.memory if isinstance(x, jax.Array)]
+    driver.state = jax.tree.map(jnp.array, driver.state)
+    assert len(large) == 5 and all(any(x is now for now in driver._arrays) for x in large)
+
+
+def test_a_leaf_of_another_shape_is_refused():
+    """It would shift all that lies behind it."""
+    with pytest.raises(ValueError, match=r"an array has shape \(3,\), expected \(2,\)"):
+        Layout({"a": np.zeros(2, np.float32)}).pack({"a": np.zeros(3, np.float32)}, np)
+
+
+class Maker:
+    """An algorithm whose actor has a small leaf and a large one of the state, and one of its own."""
+
+    @staticmethod
+    def actor(config, state):
+        return {"small": state["bias"], "large": state["weight"], "own": state["bias"] * config}
+
+
+def test_actors_are_joined_from_the_state_and_their_own():
+    """Only what is not in the state is computed and carried beside it."""
+    state = {"bias": jnp.arange(3.0), "other": jnp.arange(2.0), "weight": jnp.ones(SMALL)}
+    layout = Layout((state, jnp.zeros(3)))
+    parts = ActorParts(Maker, 2.0, state, layout)
+    actor = Maker.actor(2.0, state)
+    own, arrays = parts.own(actor), layout.pack((state, jnp.zeros(3)))
+    assert len(own) == 1 and len(parts.held(arrays)) == 2
+    joined = parts.join(parts.held(arrays), own)
+    for name, leaf in actor.items():
+        np.testing.assert_array_equal(joined[name], leaf)
+
+
+class Scaled(QNetwork):
+    """A network with a plain number beside its arrays."""
+
+    scale: float
+
+    def __call__(self, obs):
+        """Values of the actions."""
+        return super().__call__(obs) * self.scale
+
+
+def scaled(spec, key, **settings):
+    """A user's network."""
+    network = q_network(spec, key, **settings)
+    return Scaled(network.features, network.hidden, network.head, 0.5)
+
+
+def with_values(config, network, target_network, batch):
+    """A user's loss with a metric for each action."""
+    total, metrics = dqn.loss(config, network, target_network, batch)
+    return total, metrics | {"train/values": jnp.mean(network(batch.obs), axis=0)}
+
+
+def test_what_users_replace_may_hold_numbers_and_vectors():
+    """A number in a network is a leaf like any other; of a metric that is a vector the mean is logged."""
+    settings = {"learning_starts": 0, "buffer_size": 100, "seed": 0, "network": scaled, "loss": with_values}
+    driver = DQN("MlpPolicy", "CartPole-v1", **settings)._driver
+    config = dqn.Config(learning_starts=0, buffer_size=100, network=scaled, loss=with_values)
+    (report,) = driver.run(config, {}, 0, 4)
+    assert driver.state.network.scale.shape == (1,) and np.isfinite(report.metrics["train/values"]).all()

@@ -22,16 +22,17 @@ from advantage.drivers.common import (
     Report,
     compiled_quickly,
     environment_seeds,
+    over_seeds,
     resolve,
     scheduled_values,
     streams,
 )
-from advantage.drivers.packing import ActorParts, Layout, Packed, Rollout, Table, rollout_layout
+from advantage.drivers.packing import ActorParts, Layout, Packed, Table
 from advantage.envs.check import first_bad_row
 from advantage.envs.vector import EnvironmentFailure, HostEnvs
 from advantage.equations.schedules import Schedule
 from advantage.equations.threefry import written_out
-from advantage.types import Agent, Observed, Spec, TimeStep
+from advantage.types import Agent, Chunk, Observed, Spec, TimeStep
 
 
 class Programs(NamedTuple):
@@ -99,7 +100,9 @@ class HostDriver:
     @state.setter
     def state(self, state: Any) -> None:
         held = (state, self._unpacked()[1])
-        self._arrays = tuple(map(jnp.array, self._layout.pack(held, np)))
+        # The next update donates large arrays of JAX: a copy of the memory would need its room twice.
+        packed = self._layout.pack(held, np)
+        self._arrays = tuple(x if isinstance(x, jax.Array) else jnp.array(x) for x in packed)
         self.version += 1
 
     @property
@@ -164,9 +167,10 @@ class HostDriver:
             if not rows.finite():
                 self._refuse(rows)
             self._arrays, own, table = programs.update(self._arrays, rollout, rows.carry, values())
-            self._spare = rows
             self.version += 1
-            yield Report(self._least, 1, table.read())  # read: so the arrays just shipped may be written again
+            metrics = table.read()
+            self._spare = rows  # the update was waited for: its rows may be written again
+            yield Report(self._least, 1, metrics)
 
     def _collect(
         self, config: Any, programs: Programs, own: tuple, stop: int, on_step: Callable[[Step], bool] | None
@@ -247,8 +251,7 @@ class HostDriver:
         steps = self._least + self._ahead  # after the chunk
         for s in range(self.num_seeds):
             one = jax.tree.map(lambda x, s=s: x[s], rows.arrays).chunk(())
-            found = first_bad_row(one)
-            if found is not None:
+            if (found := first_bad_row(one)) is not None:
                 taken, n, name = found
                 step = int(steps[s] - one.valid.sum()) + taken
                 self.reset()
@@ -256,6 +259,50 @@ class HostDriver:
                     f"env {n} of seed {self.seeds[s]} gave {'a' if name == 'reward' else 'an'} {name} that is NaN or infinite, at step {step:,}:"
                     " the agent is as before that step's update; mend the environment"
                 )
+
+
+class Rollout(NamedTuple):
+    """A chunk as it is written and shipped; without the axis S where one seed learns from it."""
+
+    obs: PyTree  # [S, T+1, N, ...]: the last is what the policy saw after the last row
+    action_mask: np.ndarray | None  # [S, T, N, actions]
+    action: np.ndarray  # [S, T, N, ...]
+    reward: np.ndarray  # [S, T, N]
+    flags: np.ndarray  # [S, 4, T, N] bool: is_first, terminated, truncated, valid
+    final_obs: PyTree  # [S, T, N, ...]: as it was where no episode ended
+
+    def chunk(self, carry: PyTree) -> Chunk:
+        """The chunk of one seed (without the axis S)."""
+        is_first, terminated, truncated, valid = self.flags
+        return Chunk(
+            obs=jax.tree.map(lambda x: x[:-1], self.obs),
+            is_first=is_first,
+            action_mask=self.action_mask,
+            action=self.action,
+            reward=self.reward,
+            terminated=terminated,
+            truncated=truncated,
+            valid=valid,
+            final_obs=self.final_obs,
+            last_obs=jax.tree.map(lambda x: x[-1], self.obs),
+            carry=carry,
+        )
+
+
+@functools.lru_cache(maxsize=64)
+def rollout_layout(spec: Spec, length: int, num_envs: int, choices: int) -> Layout:
+    """How the rollout of one seed is shipped; one object for each shape, since programs are compiled for it."""
+    rows = (length, num_envs)
+    return Layout(
+        Rollout(
+            obs=spec.observation.zeros((length + 1, num_envs)),
+            action_mask=np.zeros((*rows, choices), bool) if choices else None,
+            action=spec.action.zeros(rows),
+            reward=np.zeros(rows, np.float32),
+            flags=np.zeros((4, *rows), bool),
+            final_obs=spec.observation.zeros(rows),
+        )
+    )
 
 
 class Rows:
@@ -269,12 +316,9 @@ class Rows:
         self._allocate(config.steps_per_update if self.episodes is None else 16)
 
     def _allocate(self, length: int) -> None:
-        num_seeds, num_envs = self.shape
-        layout = rollout_layout(self.spec, length, num_envs, self.choices)
-        self.length, self.packed = length, Packed(layout.zeros((num_seeds,)), layout)
+        layout = rollout_layout(self.spec, length, self.shape[1], self.choices)
+        self.length, self.packed = length, Packed(layout.zeros(self.shape[:1]), layout)
         self.arrays: Rollout = self.packed.unpack()  # views
-        if self.choices:
-            self.arrays.action_mask[:] = True
         self.arrays.flags[:, 3] = True
 
     def begin(self, carry: PyTree) -> "Rows":
@@ -377,7 +421,7 @@ def _programs(
 
     def packed_init(key):
         held, carry = init(key)
-        return layout.pack(held), carry
+        return layout.pack(jax.tree.map(jnp.asarray, held)), carry
 
     def actor(arrays, values):
         state, _ = layout.unpack(arrays)
@@ -395,7 +439,7 @@ def _programs(
         state, memory, metrics = agent.update(now, state, memory, rollout.unpack().chunk(carry))
         return layout.pack((state, memory)), parts.own(algorithm.actor(now, state)), Table.of(metrics)
 
-    over = _over_seeds(num_seeds)
+    over = over_seeds(num_seeds)
     return Programs(
         layout,
         parts,
@@ -405,18 +449,3 @@ def _programs(
         jax.jit(over(act), donate_argnums=(2, 3)),
         jax.jit(over(update), donate_argnums=0),
     )
-
-
-def _over_seeds(num_seeds: int) -> Callable[[Callable], Callable]:
-    """Map over the seeds axis; a single seed runs the plain function, which compiles to faster code."""
-    if num_seeds > 1:
-        return jax.vmap
-
-    def single(function: Callable) -> Callable:
-        def mapped(*arguments):
-            out = function(*jax.tree.map(lambda x: x[0], arguments))
-            return jax.tree.map(lambda x: x[None], out)
-
-        return mapped
-
-    return single

@@ -5,7 +5,6 @@ and memory has forty: more than DQN's whole gradient step. Large arrays travel a
 """
 
 import dataclasses
-import functools
 import math
 from typing import Any, NamedTuple
 
@@ -14,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from advantage.types import Chunk, Metrics, Spec
+from advantage.types import Metrics
 
 SMALL = 4096
 """Bytes up to which an array is packed: copying more would cost more than it saves."""
@@ -71,12 +70,18 @@ class Layout:
         return jax.tree.unflatten(self.structure, [self.leaf(arrays, i) for i in range(len(self.places))])
 
     def pack(self, tree: PyTree, xp: Any = jnp) -> tuple:
-        """The arrays of a tree with any leading axes, made by `jax.numpy` or by `numpy`."""
+        """The arrays of a tree with any leading axes, made by `jax.numpy` or by `numpy`.
+
+        Raises:
+            ValueError: a leaf has another shape than was laid out.
+        """
         parts: list[list] = [[] for _ in self.sizes]
         for leaf, (array, shape, offset) in zip(jax.tree.leaves(tree), self.places, strict=True):
+            leading = leaf.shape[: leaf.ndim - len(shape)]
+            if leaf.shape != (*leading, *shape):
+                raise ValueError(f"an array has shape {leaf.shape}, expected {shape} behind any leading axes")
             if offset is not None:
-                leading = leaf.shape[: leaf.ndim - len(shape)]
-                leaf = xp.asarray(leaf).reshape(*leading, -1)
+                leaf = xp.asarray(leaf, self.dtypes[array]).reshape(*leading, -1)
             parts[array].append(leaf)
         return tuple(part[0] if len(part) == 1 else xp.concatenate(part, axis=-1) for part in parts)
 
@@ -137,53 +142,9 @@ class Table:
 
     @staticmethod
     def of(metrics: Metrics) -> "Table":
-        """Pack metrics."""
-        return Table(tuple(metrics), jnp.stack([x.astype(jnp.float32) for x in metrics.values()]))
+        """Pack metrics; of one that is no scalar the mean."""
+        return Table(tuple(metrics), jnp.stack([jnp.mean(jnp.asarray(x, jnp.float32)) for x in metrics.values()]))
 
     def read(self) -> dict[str, np.ndarray]:
         """Each metric `[S]`; waits until it is computed."""
         return dict(zip(self.names, np.array(self.values).T, strict=True))
-
-
-class Rollout(NamedTuple):
-    """A chunk as it is written and shipped; without the axis S where one seed learns from it."""
-
-    obs: PyTree  # [S, T+1, N, ...]: the last is what the policy saw after the last row
-    action_mask: np.ndarray | None  # [S, T, N, actions]
-    action: np.ndarray  # [S, T, N, ...]
-    reward: np.ndarray  # [S, T, N]
-    flags: np.ndarray  # [S, 4, T, N] bool: is_first, terminated, truncated, valid
-    final_obs: PyTree  # [S, T, N, ...]: as it was where no episode ended
-
-    def chunk(self, carry: PyTree) -> Chunk:
-        """The chunk of one seed (without the axis S)."""
-        is_first, terminated, truncated, valid = self.flags
-        return Chunk(
-            obs=jax.tree.map(lambda x: x[:-1], self.obs),
-            is_first=is_first,
-            action_mask=self.action_mask,
-            action=self.action,
-            reward=self.reward,
-            terminated=terminated,
-            truncated=truncated,
-            valid=valid,
-            final_obs=self.final_obs,
-            last_obs=jax.tree.map(lambda x: x[-1], self.obs),
-            carry=carry,
-        )
-
-
-@functools.lru_cache(maxsize=64)
-def rollout_layout(spec: Spec, length: int, num_envs: int, choices: int) -> Layout:
-    """How the rollout of one seed is shipped; one object for each shape, since programs are compiled for it."""
-    rows = (length, num_envs)
-    return Layout(
-        Rollout(
-            obs=spec.observation.zeros((length + 1, num_envs)),
-            action_mask=np.zeros((*rows, choices), bool) if choices else None,
-            action=spec.action.zeros(rows),
-            reward=np.zeros(rows, np.float32),
-            flags=np.zeros((4, *rows), bool),
-            final_obs=spec.observation.zeros(rows),
-        )
-    )

@@ -32,7 +32,10 @@ class HostEnvs(Protocol):
     num_envs: int
 
     def reset(self, seeds: np.ndarray | None) -> Observed:
-        """Begin an episode everywhere; `seeds [S, N]` also restarts every random stream."""
+        """Begin an episode everywhere; `seeds [S, N]` also restarts every random stream.
+
+        Masks of legal actions are in every answer or in none.
+        """
         ...
 
     def step(self, action: np.ndarray) -> TimeStep:
@@ -84,8 +87,7 @@ class SyncEnvs:
         except Exception as error:
             raise EnvironmentFailure(f"{self._misfit(answers)}: {_said(error)}") from error
         if not ended:
-            masks = self._masks() if self.masked else None
-            return TimeStep(Observed(obs, self.none, masks), reward, self.none, self.none, obs)
+            return TimeStep(Observed(obs, self.none, self._masks()), reward, self.none, self.none, obs)
         return self._reset_ended(obs, reward, terminated, truncated)
 
     def _reset_ended(self, final: PyTree, reward: np.ndarray, terminated: np.ndarray, truncated: np.ndarray) -> TimeStep:

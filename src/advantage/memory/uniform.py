@@ -99,9 +99,9 @@ def sample(memory: Replay, key: Key, batch_size: int, n_steps: int, gamma: Scala
     row = env[:, None] * capacity + slot  # [B, n]; rows past the newest are never counted
 
     flags = memory.flags[row]
-    ended = flags & (TERMINATED | TRUNCATED) > 0
+    ended = (flags & (TERMINATED | TRUNCATED)) > 0
     # A reset from outside leaves an episode without an end: the next row's is_first shows it.
-    restarted = memory.flags[env[:, None] * capacity + (slot + 1) % capacity] & FIRST > 0
+    restarted = (memory.flags[env[:, None] * capacity + (slot + 1) % capacity] & FIRST) > 0
     recorded = steps[None] < age[:, None]
     going_on = recorded & ~ended & ~restarted
     reward, discount = n_step_return(memory.reward[row], going_on, gamma)
@@ -111,7 +111,7 @@ def sample(memory: Replay, key: Key, batch_size: int, n_steps: int, gamma: Scala
         obs=jax.tree.map(lambda x: x[row[:, 0]], memory.obs),
         action=memory.action[row[:, 0]],
         reward=reward,
-        discount=jnp.where(memory.flags[last_row] & TERMINATED > 0, 0.0, discount),
+        discount=jnp.where((memory.flags[last_row] & TERMINATED) > 0, 0.0, discount),
         next_obs=jax.tree.map(lambda x: x[last_row], memory.next_obs),
     )
 
