@@ -61,6 +61,17 @@ def test_train(run, tmp_path):
         assert [row["time/total_timesteps"] for row in csv.DictReader(progress)] == ["32", "64"]
 
 
+def test_train_logs_where_it_is_told(run, tmp_path):
+    """Besides progress.csv; an unknown format is named before any training."""
+    code, _, err = run(f"train ppo CartPole-v1 --n-envs 2 --out here --log json tensorboard {SMALL}")
+    assert code == 0, err
+    assert len((tmp_path / "here" / "progress.json").read_text().splitlines()) == 2
+    assert list((tmp_path / "here").glob("events.out.tfevents*"))
+    code, _, err = run(f"train ppo CartPole-v1 --n-envs 2 --out there --log jsn {SMALL}")
+    assert code == 2 and "unknown log format 'jsn': expected one of stdout, log, csv, json" in err
+    assert not (tmp_path / "there").exists()
+
+
 def test_train_numbers_its_folders_and_prints_tables(run, tmp_path):
     line = f"train PPO advantage/CartPole-v1 --n-envs 2 --verbose {SMALL}"
     assert "| train/ " in run(line)[1]

@@ -92,6 +92,7 @@ def train(
         UseAppendAction[tuple[tuple[str, ...], ...]], arg(name="set", metavar="NAME=VALUE [...]")
     ] = (),
     out: Annotated[Path | None, arg(metavar="DIR")] = None,
+    log: Annotated[UseAppendAction[tuple[tuple[str, ...], ...]], arg(metavar="FORMAT [...]")] = (),
     verbose: bool = False,
     debug: Debug = False,
 ) -> int:
@@ -106,6 +107,7 @@ def train(
         seed: The first seed; the others follow it.
         settings: Hyper-parameters: numbers, true, none, JSON lists and dicts, or lin_1e-3 (falls to 0).
         out: Folder for model.zip and progress.csv; runs/ALGO_ENV_n by default.
+        log: Where values go besides progress.csv: json, tensorboard, wandb, mlflow, trackio.
         verbose: Print a table of the training's values at every log.
     """
     from advantage.training.loggers import configure, run_folder
@@ -117,7 +119,8 @@ def train(
     policy = given.pop("policy", "MlpPolicy")
     model = face(policy, env, n_envs=n_envs, seeds=seeds, seed=seed, **given)
     folder = str(out or run_folder("runs", f"{face.__name__}_{re.sub(r'[^A-Za-z0-9.-]+', '-', env)}"))
-    model.set_logger(configure(folder, ["csv", *(["stdout"] if verbose else [])]))
+    formats = dict.fromkeys(["csv", *(["stdout"] if verbose else []), *(name for group in log for name in group)])
+    model.set_logger(configure(folder, list(formats)))
     path, code, began = Path(folder) / "model.zip", 0, time.perf_counter()
     try:
         model.learn(total_timesteps, progress_bar=True)

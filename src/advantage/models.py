@@ -31,7 +31,7 @@ from advantage.envs.jax import is_jax_env
 from advantage.envs.make import host_envs, reserve_threads, resolve_env
 from advantage.envs.vec_env import DummyVecEnv
 from advantage.envs.vector import to_rows
-from advantage.equations.schedules import Schedule
+from advantage.equations.schedules import Linear, Schedule
 from advantage.memory.replayed import init_memory, replayed_update
 from advantage.networks.policy_kwargs import network_fields
 from advantage.training import loggers
@@ -145,6 +145,8 @@ class Model:
         if not self._logger.output_formats:
             run.log_interval = None
         self._set(_stop=run.stop)
+        if hasattr(self._logger, "settings"):  # a logger of the user's may know SB3's methods only
+            self._logger.settings(self._settings())
         run.callback.init_callback(self)
         with self._on_device():
             train(run)
@@ -152,6 +154,14 @@ class Model:
 
     def _make_logger(self, name: str, reset_num_timesteps: bool) -> loggers.Logger:
         return loggers.configure_run(self.verbose, self.tensorboard_log, name, reset_num_timesteps)
+
+    def _settings(self) -> dict[str, Any]:
+        """What trackers keep of a run: hyper-parameters, also those that are functions, and the environment."""
+        plain, labels = describe(self._config)
+        known = {name: isinstance(s, Linear) for name, s in self._schedules.items()}
+        schedules = {name: describe_schedule(s) if known[name] else "function" for name, s in self._schedules.items()}
+        own = {"algorithm": type(self).__name__, "env": self._env_name(), "n_envs": self._driver.num_envs}
+        return own | {"seeds": self.num_seeds, "seed": self.seed} | plain | labels | schedules
 
     def _env_name(self) -> str:
         return self.env_id or type(self._env).__name__

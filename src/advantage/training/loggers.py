@@ -22,6 +22,8 @@ import numpy as np
 
 DEBUG, INFO, WARN, ERROR, DISABLED = 10, 20, 30, 40, 50
 
+FORMATS = ("stdout", "log", "csv", "json", "tensorboard", "wandb", "mlflow", "trackio")
+
 Excluded = Mapping[str, tuple[str, ...]]
 
 
@@ -40,6 +42,9 @@ class KVWriter(ABC):
 
     def write_text(self, text: str) -> None:
         """Write a message, where the format has a place for one."""
+
+    def settings(self, values: Mapping[str, Any]) -> None:
+        """Keep a run's hyper-parameters, where the format has a place for them."""
 
     @abstractmethod
     def close(self) -> None:
@@ -60,7 +65,7 @@ class ConsoleTable(KVWriter):
         self._file: IO[str] | None = None if path is None else open(path, "w", encoding="utf-8")
 
     def write(self, key_values: Mapping[str, Any], key_excluded: Excluded, step: int = 0) -> None:
-        rows = self._rows(_included(key_values, key_excluded, "stdout", "log"))
+        rows = self._rows(included(key_values, key_excluded, "stdout", "log"))
         if not rows:
             return
         key_width = max(len(key) for key, _ in rows)
@@ -120,7 +125,7 @@ class CSVWriter(KVWriter):
         self._file = open(path, "a", newline="", encoding="utf-8")
 
     def write(self, key_values: Mapping[str, Any], key_excluded: Excluded, step: int = 0) -> None:
-        values = _included(key_values, key_excluded, "csv")
+        values = included(key_values, key_excluded, "csv")
         new = sorted(values.keys() - set(self.columns))
         if new:
             self._file.close()
@@ -128,7 +133,7 @@ class CSVWriter(KVWriter):
             self.columns += new
             self._rewrite([self.columns, *rows])
             self._file = open(self.path, "a", newline="", encoding="utf-8")
-        cells = [_plain(values.get(key)) for key in self.columns]
+        cells = [plain(values.get(key)) for key in self.columns]
         if cells:
             csv.writer(self._file, lineterminator="\n").writerow(cells)
             self._file.flush()
@@ -159,8 +164,8 @@ class JSONWriter(KVWriter):
         self._file = open(path, "w", encoding="utf-8")
 
     def write(self, key_values: Mapping[str, Any], key_excluded: Excluded, step: int = 0) -> None:
-        values = _included(key_values, key_excluded, "json")
-        row = {key: _plain(value) for key, value in values.items()}
+        values = included(key_values, key_excluded, "json")
+        row = {key: plain(value) for key, value in values.items()}
         self._file.write(json.dumps(row, default=_jsonable) + "\n")
         self._file.flush()
 
@@ -183,8 +188,8 @@ class TensorBoardWriter(KVWriter):
         self._backend = backend(folder)
 
     def write(self, key_values: Mapping[str, Any], key_excluded: Excluded, step: int = 0) -> None:
-        for key, value in _included(key_values, key_excluded, "tensorboard").items():
-            value = _plain(value)
+        for key, value in included(key_values, key_excluded, "tensorboard").items():
+            value = plain(value)
             if isinstance(value, bool | int | float):
                 self._backend.scalar(key, float(value), step)
             elif isinstance(value, str):
@@ -296,7 +301,7 @@ class Logger:
         Args:
             key: such as `train/loss`; the part before the slash is its group.
             value: a number, string or array.
-            exclude: format or formats it is left out of: "stdout", "log", "csv", "json", "tensorboard".
+            exclude: format or formats it is left out of, by their names in `configure`.
         """
         self.name_to_value[key] = value
         self.name_to_excluded[key] = _as_tuple(exclude)
@@ -322,6 +327,14 @@ class Logger:
         self.name_to_value.clear()
         self.name_to_count.clear()
         self.name_to_excluded.clear()
+
+    def settings(self, values: Mapping[str, Any]) -> None:
+        """Hand a run's hyper-parameters to the formats that keep them."""
+        if self.level == DISABLED:
+            return
+        for writer in self.output_formats:
+            if hasattr(writer, "settings"):  # a writer of the user's may know SB3's methods only
+                writer.settings(values)
 
     def log(self, *args: Any, level: int = INFO) -> None:
         """Write a message to the console and `log.txt`, if the logger's level is at most `level`."""
@@ -371,21 +384,21 @@ def configure(
     Args:
         folder: where the files go; None takes `$ADVANTAGE_LOGDIR`, else a new folder in the system's
             temporary one if a format needs it.
-        format_strings: among "stdout", "log", "csv", "json", "tensorboard"; None takes
-            `$ADVANTAGE_LOG_FORMAT` (comma-separated), else stdout, log and csv.
+        format_strings: among "stdout", "log", "csv", "json", "tensorboard", "wandb", "mlflow", "trackio"; None
+            takes `$ADVANTAGE_LOG_FORMAT` (comma-separated), else stdout, log and csv.
         append: go on with an existing `progress.csv` instead of overwriting it.
 
     Raises:
         ValueError: an unknown format.
         OSError: `folder` cannot be written to.
-        ImportError: "tensorboard" without the package.
+        ImportError: "tensorboard" or a tracker without its package.
     """
     if format_strings is None:
         format_strings = os.getenv("ADVANTAGE_LOG_FORMAT", "stdout,log,csv").split(",")
     names = [name for name in format_strings if name]
-    unknown = sorted(set(names) - {"stdout", "log", "csv", "json", "tensorboard"})
+    unknown = sorted(set(names) - set(FORMATS))
     if unknown:
-        raise ValueError(f"unknown log format {unknown[0]!r}: expected stdout, log, csv, json or tensorboard")
+        raise ValueError(f"unknown log format {unknown[0]!r}: expected one of {', '.join(FORMATS)}")
     needs_files = any(name != "stdout" for name in names)
     folder = folder or os.getenv("ADVANTAGE_LOGDIR")
     if folder is None and needs_files:
@@ -464,7 +477,11 @@ def _make_writer(name: str, folder: str, append: bool) -> KVWriter:
         return CSVWriter(os.path.join(folder, "progress.csv"), append)
     if name == "json":
         return JSONWriter(os.path.join(folder, "progress.json"))
-    return TensorBoardWriter(folder)
+    if name == "tensorboard":
+        return TensorBoardWriter(folder)
+    from advantage.training.trackers import TRACKERS  # which is built on this module
+
+    return TRACKERS[name](folder)
 
 
 def _check_writable(folder: str) -> None:
@@ -488,7 +505,8 @@ def _installed(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
 
 
-def _included(values: Mapping[str, Any], excluded: Excluded, *formats: str) -> dict[str, Any]:
+def included(values: Mapping[str, Any], excluded: Excluded, *formats: str) -> dict[str, Any]:
+    """The values that none of these formats leaves out."""
     return {key: value for key, value in values.items() if not set(excluded.get(key, ())) & set(formats)}
 
 
@@ -498,7 +516,7 @@ def _as_tuple(exclude: str | tuple[str, ...] | None) -> tuple[str, ...]:
     return (exclude,) if isinstance(exclude, str) else tuple(exclude)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """NumPy and JAX scalars and one-element arrays as Python numbers, other arrays as NumPy arrays."""
     if hasattr(value, "dtype") and hasattr(value, "__array__"):
         array = np.asarray(value)
@@ -511,5 +529,5 @@ def _jsonable(value: Any) -> Any:
 
 
 def _text(value: Any) -> str:
-    value = _plain(value)
+    value = plain(value)
     return f"{value:<8.3g}" if isinstance(value, float) else " ".join(str(value).split("\n"))
