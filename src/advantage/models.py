@@ -92,7 +92,7 @@ class Model:
             policy=_known_policy(policy), verbose=options["verbose"], tensorboard_log=options["tensorboard_log"],
             policy_kwargs=dict(options["policy_kwargs"] or {}), stats_window_size=options["stats_window_size"],
             num_timesteps=0, num_seeds=_whole("seeds", options["seeds"]), _env=None, _driver=None, _spec=None,
-            _state=None, _logger=None, env_id=None, _acting={}, _stop=0, _predictions=0, _device=_device(options["device"]),
+            _state=None, _logger=None, env_id=None, _acting={}, _stop=0, _predictions=0, _write_log=None, _device=_device(options["device"]),
             n_envs=_whole("n_envs", options["n_envs"]),
         )  # fmt: skip
         self._set(_config=None, _schedules={})
@@ -149,6 +149,16 @@ class Model:
         with self._on_device():
             train(run)
         return self
+
+    def dump_logs(self) -> None:
+        """Write a row of the log now, besides those of `log_interval`: for callbacks, while `learn` runs.
+
+        Raises:
+            ValueError: no training is going on.
+        """
+        if self._write_log is None:
+            raise ValueError("dump_logs() writes what training shows at this moment: call it in a callback of learn")
+        self._write_log()
 
     def _make_logger(self, name: str, reset_num_timesteps: bool) -> loggers.Logger:
         return loggers.configure_run(self.verbose, self.tensorboard_log, name, reset_num_timesteps)
