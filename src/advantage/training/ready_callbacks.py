@@ -23,6 +23,7 @@ import numpy as np
 from advantage.training.callbacks import BaseCallback, ConvertCallback, as_callback
 from advantage.training.evaluation import Episodes, check_spaces, evaluate_every_seed, spec_to_evaluate
 from advantage.training.files import replace_file
+from advantage.training.hyperparameters import whole
 from advantage.training.progress import LiveProgress
 
 __all__ = [
@@ -66,17 +67,17 @@ def divided_by_hand(frequency: int, n_envs: int) -> int | None:
     Here that advice would divide twice. A value looks divided where
 
     - it is smaller than `n_envs`, that is, due at every vector step (given back as `n_envs`), or
-    - it has three or more significant digits, as nobody writes by choice, and is `round // n_envs` of a round
-      number: 1, 2, 2.5 or 5 times a power of ten.
+    - it is `round // n_envs` of a round number (1, 2, 2.5 or 5 times a power of ten) and is itself no number
+      that people write by choice: one of at most two significant digits, or a multiple of 64.
 
-    So 125 with 8 environments (1,000) and 3,333 with 3 (10,000) do; 500, 1,000, 2,500, 2,048 and 10,000 never
-    do, however many environments there are, as long as they are not fewer than those.
+    So 125 with 8 environments (1,000) and 3,333 with 3 (10,000) do. 500, 2,500, 2,048 and 10,000 never do,
+    unless there are more environments than that.
     """
     if n_envs == 1:
         return None
     if frequency < n_envs:
         return n_envs
-    if len(str(frequency).rstrip("0")) < 3:
+    if len(str(frequency).rstrip("0")) < 3 or frequency % 64 == 0:
         return None
     # `round // n_envs` is the frequency for every number in this range.
     low, high = frequency * n_envs, frequency * n_envs + n_envs - 1
@@ -174,7 +175,7 @@ class EveryNTimesteps(EventCallback):
 
     def __init__(self, n_steps: int | float, callback: Any):
         super().__init__(callback)
-        self.n_steps = _whole("n_steps", n_steps)
+        self.n_steps = whole("n_steps", n_steps)
         self.last_time_trigger = 0
         self._multiples = _Multiples()
 
@@ -263,8 +264,8 @@ class EvalCallback(EventCallback):
     ):
         super().__init__(callback_after_eval, verbose)
         self.callback_on_new_best = self._child(callback_on_new_best)
-        self.n_eval_episodes = _whole("n_eval_episodes", n_eval_episodes)
-        self.eval_freq = _whole("eval_freq", eval_freq)
+        self.n_eval_episodes = whole("n_eval_episodes", n_eval_episodes)
+        self.eval_freq = whole("eval_freq", eval_freq)
         self.eval_env, self._spec = eval_env, spec_to_evaluate(eval_env)
         self.log_path = None if log_path is None else os.path.join(log_path, "evaluations")
         self.best_model_save_path = best_model_save_path
@@ -386,7 +387,7 @@ class CheckpointCallback(BaseCallback):
         verbose: int = 0,
     ):
         super().__init__(verbose)
-        self.save_freq, self.save_path, self.name_prefix = _whole("save_freq", save_freq), save_path, name_prefix
+        self.save_freq, self.save_path, self.name_prefix = whole("save_freq", save_freq), save_path, name_prefix
         self.save_replay_buffer, self.save_vecnormalize = save_replay_buffer, save_vecnormalize
         if save_replay_buffer:
             raise ValueError("save_replay_buffer=True is not built yet: leave it out, only the model is saved")
@@ -449,7 +450,7 @@ class StopTrainingOnRewardThreshold(_EvaluationRule):
 
     place = "callback_on_new_best"
 
-    def __init__(self, reward_threshold: float, verbose: int = 0):
+    def __init__(self, reward_threshold: int | float, verbose: int = 0):
         super().__init__(verbose)
         if reward_threshold != reward_threshold:
             raise ValueError("reward_threshold=nan is never reached: give the mean return that is good enough")
@@ -483,10 +484,10 @@ class StopTrainingOnNoModelImprovement(_EvaluationRule):
 
     place = "callback_after_eval"
 
-    def __init__(self, max_no_improvement_evals: int, min_evals: int = 0, verbose: int = 0):
+    def __init__(self, max_no_improvement_evals: int | float, min_evals: int | float = 0, verbose: int = 0):
         super().__init__(verbose)
-        self.max_no_improvement_evals = _whole("max_no_improvement_evals", max_no_improvement_evals, 0)
-        self.min_evals = _whole("min_evals", min_evals, 0)
+        self.max_no_improvement_evals = whole("max_no_improvement_evals", max_no_improvement_evals, 0)
+        self.min_evals = whole("min_evals", min_evals, 0)
         self.last_best_mean_reward = -np.inf
         self.no_improvement_evals = 0
 
@@ -520,7 +521,7 @@ class StopTrainingOnMaxEpisodes(BaseCallback):
 
     def __init__(self, max_episodes: int | float, verbose: int = 0):
         super().__init__(verbose)
-        self.max_episodes = _whole("max_episodes", max_episodes)
+        self.max_episodes = whole("max_episodes", max_episodes)
         self.n_episodes = 0
         self._seen = 0
 
@@ -578,13 +579,3 @@ def _triggered(callback: BaseCallback | None) -> bool:
         return True
     go_on = callback.on_step()
     return go_on is None or bool(go_on)
-
-
-def _whole(name: str, value: Any, least: int = 1) -> int:
-    try:
-        fits = not isinstance(value, bool) and int(value) == value and value >= least
-    except (TypeError, ValueError, OverflowError):
-        fits = False
-    if not fits:
-        raise ValueError(f"{name}={value!r} has to be a whole number of at least {least}")
-    return int(value)
