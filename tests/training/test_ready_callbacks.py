@@ -9,6 +9,7 @@ import pytest
 
 import advantage
 from advantage import (
+    DQN,
     PPO,
     BaseCallback,
     CallbackList,
@@ -24,12 +25,15 @@ from advantage import (
     evaluate_policy,
     make_vec_env,
 )
+from advantage.envs.jax import make_jax
 from advantage.training import callbacks, progress, ready_callbacks
+from advantage.training import evaluation as evaluation_module
 from advantage.training.evaluation import Episodes, evaluate_seeds
 from advantage.training.loggers import Logger, configure
 from advantage.training.ready_callbacks import divided_by_hand
 
 SMALL = {"n_steps": 8, "batch_size": 8, "n_epochs": 1, "seed": 0, "policy_kwargs": {"net_arch": [4]}}
+OFF_POLICY = {"learning_starts": 8, "batch_size": 8, "buffer_size": 200, "seed": 0, "policy_kwargs": {"net_arch": [4]}}
 HOST, FUSED = "CartPole-v1", "advantage/CartPole-v1"
 
 
@@ -287,8 +291,10 @@ def test_evaluations_are_those_of_evaluate_policy(tmp_path, env, seeds):
 
 
 @pytest.mark.parametrize("env", [HOST, FUSED])
-def test_training_does_not_notice_an_evaluation(env):
-    watched, alone = (PPO("MlpPolicy", env, n_envs=2, **SMALL) for _ in range(2))
+@pytest.mark.parametrize("face", [PPO, DQN])
+def test_training_does_not_notice_an_evaluation(face, env):
+    kwargs = SMALL if face is PPO else OFF_POLICY
+    watched, alone = (face("MlpPolicy", env, n_envs=2, **kwargs) for _ in range(2))
     watched.learn(64, callback=EvalCallback(env, eval_freq=10, n_eval_episodes=2, deterministic=False, verbose=0))
     assert same(bits(watched), bits(alone.learn(64)))
 
@@ -315,6 +321,15 @@ def test_the_environment_in_training_is_copied():
     env = lambda_env(2)
     model = PPO("MlpPolicy", env, **SMALL).learn(32, callback=EvalCallback(env, eval_freq=8, verbose=0))
     assert same(bits(model), bits(PPO("MlpPolicy", lambda_env(2), **SMALL).learn(32)))
+
+
+def test_an_adapted_environment_asks_for_its_threads_first(monkeypatch):
+    """The callback may be made before the model, which is too late for that (see `platform`)."""
+    asked = []
+    monkeypatch.setattr(evaluation_module, "reserve_threads", asked.append)
+    monkeypatch.setattr(evaluation_module, "_jax_env", lambda name: asked.append("made") or make_jax(name))
+    EvalCallback(FUSED)
+    assert asked == [FUSED, "made"]
 
 
 def test_callbacks_of_an_evaluation(scripted):

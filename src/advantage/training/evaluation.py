@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from advantage.envs.jax import JaxEnv, is_jax_env, make_jax, reset_envs, step_envs
-from advantage.envs.make import JAX_PREFIXES, make_gymnasium
+from advantage.envs.make import JAX_PREFIXES, make_gymnasium, reserve_threads
 from advantage.envs.vec_env import DummyVecEnv
 from advantage.envs.vector import HostEnvs, SyncEnvs, VectorEnvs
 from advantage.types import Observed, Spec, TimeStep
@@ -160,6 +160,7 @@ def spec_to_evaluate(env: Any) -> Spec:
         TypeError: it takes no such thing.
         ValueError, ImportError: there is no environment of this id, or it needs a package.
     """
+    reserve_threads(env)  # it may be given before there is a model
     env = _jax_env(env) if _is_jax_id(env) else env
     if isinstance(env, str):
         with contextlib.closing(make_gymnasium(env)) as made:
