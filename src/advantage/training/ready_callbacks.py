@@ -1,7 +1,7 @@
-"""Ready-made callbacks with Stable-Baselines3's names: evaluation, model files, stop rules, events, a progress bar.
+"""Ready-made callbacks with Stable-Baselines3's names: evaluation, model files, stop rules, events, progress.
 
-Every frequency counts environment steps over the parallel environments (of each seed), never calls. What has a
-frequency acts at the first call at or after each of its multiples. So the steps at which it acts depend
+Every frequency counts environment steps over the parallel environments (of each seed), never calls. What has
+a frequency acts at the first call at or after each of its multiples. So the steps at which it acts depend
 neither on where training began nor on how it was divided into calls of `learn`. On JAX environments there is
 one call per segment, and several multiples within one segment count once.
 
@@ -92,8 +92,8 @@ def _warn_if_divided(name: str, frequency: int, n_envs: int) -> None:
         return
     meant = "every vector step" if whole == n_envs else f"{whole:,} // {n_envs}"
     warnings.warn(
-        f"{name}={frequency} counts environment steps over all {n_envs} environments, not calls, and looks like"
-        f" {meant}: give the number of environment steps, undivided",
+        f"{name}={frequency} counts environment steps over all {n_envs} environments, not calls, and looks"
+        f" like {meant}: give the number of environment steps, undivided",
         UserWarning,
         stacklevel=2,
     )
@@ -191,7 +191,7 @@ class EveryNTimesteps(EventCallback):
 
 
 class LogEveryNTimesteps(EveryNTimesteps):
-    """Write a row of the log at every multiple of `n_steps` environment steps, besides those of `log_interval`.
+    """Write a row of the log at every multiple of `n_steps` steps, besides those of `log_interval`.
 
     Args:
         n_steps: environment steps over the parallel environments (of each seed).
@@ -222,13 +222,14 @@ class EvalCallback(EventCallback):
 
     Args:
         eval_env: an id, a Gymnasium environment, a `DummyVecEnv`, a `gymnasium.vector` or a JAX environment.
-        callback_on_new_best: triggered after an evaluation with the highest mean return so far, before the next.
+        callback_on_new_best: triggered after an evaluation with the highest mean return so far.
         callback_after_eval: triggered after every evaluation.
         n_eval_episodes: episodes of one evaluation, for each seed.
         eval_freq: environment steps between evaluations, over the parallel environments (of each seed).
         log_path: folder for `evaluations.npz`, written anew at each evaluation, with the arrays
             `timesteps [E]`, `results [E, episodes]` (returns), `ep_lengths [E, episodes]` and, where the
-            environment reports it, `successes [E, episodes]`; with several seeds `[E, S, episodes]`. None: no file.
+            environment reports it, `successes [E, episodes]`; with several seeds `[E, S, episodes]`. None: no
+            file.
         best_model_save_path: folder for `best_model.zip`. None: it is not saved.
         deterministic: the best action instead of a sampled one.
         render: call the environment's `render()` after every step.
@@ -242,8 +243,8 @@ class EvalCallback(EventCallback):
             holds, as lists with an entry for each evaluation.
 
     Raises:
-        ValueError: `n_eval_episodes` or `eval_freq` is not a whole number of at least 1, or there is no such id;
-            when training starts, `eval_env` has other spaces than the model.
+        ValueError: `n_eval_episodes` or `eval_freq` is not a whole number of at least 1, or there is no such
+            id; when training starts, `eval_env` has other spaces than the model.
         TypeError: `eval_env` is no environment, or a callback is none.
         OSError: when training starts, a folder cannot be made.
     """
@@ -359,10 +360,10 @@ class EvalCallback(EventCallback):
 
 
 class CheckpointCallback(BaseCallback):
-    """Save the model at every multiple of `save_freq` environment steps, as `{name_prefix}_{steps}_steps.zip`.
+    """Save the model at every multiple of `save_freq` steps, as `{name_prefix}_{steps}_steps.zip`.
 
-    A file holds the model of that moment, with all its seeds, as `model.save` writes it: parameters as after the
-    last update, and no replay.
+    A file holds the model of that moment, with all its seeds, as `model.save` writes it: parameters as after
+    the last update, and no replay.
 
     Args:
         save_freq: environment steps between files, over the parallel environments (of each seed).
@@ -372,8 +373,8 @@ class CheckpointCallback(BaseCallback):
         verbose: 0 for no output, 2 for a line with each file's name.
 
     Raises:
-        ValueError: `save_freq` is not a whole number of at least 1, `name_prefix` is no part of a file name, or
-            something is asked for that is not built.
+        ValueError: `save_freq` is not a whole number of at least 1, `name_prefix` is no part of a file name,
+            or something is asked for that is not built.
         OSError: the folder cannot be made or written to.
     """
 
@@ -387,14 +388,15 @@ class CheckpointCallback(BaseCallback):
         verbose: int = 0,
     ):
         super().__init__(verbose)
-        self.save_freq, self.save_path, self.name_prefix = whole("save_freq", save_freq), save_path, name_prefix
+        self.save_freq = whole("save_freq", save_freq)
+        self.save_path, self.name_prefix = save_path, name_prefix
         self.save_replay_buffer, self.save_vecnormalize = save_replay_buffer, save_vecnormalize
         if save_replay_buffer:
-            raise ValueError("save_replay_buffer=True is not built yet: leave it out, only the model is saved")
+            raise ValueError("save_replay_buffer=True is not built yet: leave it out, models are saved")
         if save_vecnormalize:
             raise ValueError("save_vecnormalize=True is not built yet, nor is VecNormalize: leave it out")
         if os.path.basename(name_prefix) != name_prefix:
-            raise ValueError(f"name_prefix={name_prefix!r} has to be part of a file name: give folders in save_path")
+            raise ValueError(f"name_prefix={name_prefix!r} has to be part of a file name: folders go in save_path")
         self._multiples = _Multiples()
         self._told = False
 
@@ -453,14 +455,14 @@ class StopTrainingOnRewardThreshold(_EvaluationRule):
     def __init__(self, reward_threshold: int | float, verbose: int = 0):
         super().__init__(verbose)
         if reward_threshold != reward_threshold:
-            raise ValueError("reward_threshold=nan is never reached: give the mean return that is good enough")
+            raise ValueError("reward_threshold=nan is never reached: give the return that is good enough")
         self.reward_threshold = reward_threshold
 
     def _on_step(self) -> bool:
         go_on = bool(self.parent.best_mean_reward < self.reward_threshold)
         if self.verbose >= 1 and not go_on:
-            best = self.parent.best_mean_reward
-            print(f"training stops: the mean return {best:.2f} has reached the threshold {self.reward_threshold}")
+            best, threshold = self.parent.best_mean_reward, self.reward_threshold
+            print(f"training stops: the mean return {best:.2f} has reached the threshold {threshold}")
         return go_on
 
 
@@ -494,11 +496,13 @@ class StopTrainingOnNoModelImprovement(_EvaluationRule):
     def _on_step(self) -> bool:
         best = self.parent.best_mean_reward
         if self.n_calls > self.min_evals:
-            self.no_improvement_evals = 0 if best > self.last_best_mean_reward else self.no_improvement_evals + 1
+            more = self.no_improvement_evals + 1
+            self.no_improvement_evals = 0 if best > self.last_best_mean_reward else more
         self.last_best_mean_reward = best
         go_on = self.no_improvement_evals <= self.max_no_improvement_evals
         if self.verbose >= 1 and not go_on:
-            print(f"training stops: no new best mean return in the last {self.no_improvement_evals} evaluations")
+            count = self.no_improvement_evals
+            print(f"training stops: no new best mean return in the last {count} evaluations")
         return go_on
 
 
@@ -546,7 +550,7 @@ class StopTrainingOnMaxEpisodes(BaseCallback):
 
 
 class ProgressBarCallback(BaseCallback):
-    """Show how far training is: the bar of `learn(..., progress_bar=True)`, here with steps and speed only."""
+    """Show how far training is: the bar of `learn(..., progress_bar=True)`, with steps and speed only."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -561,8 +565,9 @@ class ProgressBarCallback(BaseCallback):
 
     def _on_step(self) -> None:
         if self._bar is not None:
-            done, seconds = self.num_timesteps - self._start, time.perf_counter() - self._began
-            self._bar.update(done, fps=done * self.model.num_seeds / max(seconds, 1e-9), seeds=self.model.num_seeds)
+            done, seeds = self.num_timesteps - self._start, self.model.num_seeds
+            seconds = max(time.perf_counter() - self._began, 1e-9)
+            self._bar.update(done, fps=done * seeds / seconds, seeds=seeds)
 
     def _on_training_end(self) -> None:
         if self._bar is not None:
