@@ -20,6 +20,15 @@ _HOME = {
     "evaluate_policy": "advantage.training.evaluation",
     "BaseCallback": "advantage.training.callbacks",
     "CallbackList": "advantage.training.callbacks",
+    "CheckpointCallback": "advantage.training.ready_callbacks",
+    "EvalCallback": "advantage.training.ready_callbacks",
+    "EventCallback": "advantage.training.ready_callbacks",
+    "EveryNTimesteps": "advantage.training.ready_callbacks",
+    "LogEveryNTimesteps": "advantage.training.ready_callbacks",
+    "ProgressBarCallback": "advantage.training.ready_callbacks",
+    "StopTrainingOnMaxEpisodes": "advantage.training.ready_callbacks",
+    "StopTrainingOnNoModelImprovement": "advantage.training.ready_callbacks",
+    "StopTrainingOnRewardThreshold": "advantage.training.ready_callbacks",
     "Linear": "advantage.equations.schedules",
     "Spec": "advantage.types",
 }
@@ -33,6 +42,17 @@ if TYPE_CHECKING:
     from advantage.models import ALGORITHMS, DQN, PPO
     from advantage.training.callbacks import BaseCallback, CallbackList
     from advantage.training.evaluation import evaluate_policy
+    from advantage.training.ready_callbacks import (
+        CheckpointCallback,
+        EvalCallback,
+        EventCallback,
+        EveryNTimesteps,
+        LogEveryNTimesteps,
+        ProgressBarCallback,
+        StopTrainingOnMaxEpisodes,
+        StopTrainingOnNoModelImprovement,
+        StopTrainingOnRewardThreshold,
+    )
     from advantage.types import Spec
 
 

@@ -43,6 +43,7 @@ from advantage.training.hyperparameters import (
     describe_schedule,
     undescribe,
     undescribe_schedule,
+    whole,
 )
 from advantage.training.loop import Run, train
 from advantage.training.progress import LiveProgress
@@ -91,15 +92,15 @@ class Model:
         self._set(
             policy=_known_policy(policy), verbose=options["verbose"], tensorboard_log=options["tensorboard_log"],
             policy_kwargs=dict(options["policy_kwargs"] or {}), stats_window_size=options["stats_window_size"],
-            num_timesteps=0, num_seeds=_whole("seeds", options["seeds"]), _env=None, _driver=None, _spec=None,
-            _state=None, _logger=None, env_id=None, _acting={}, _stop=0, _predictions=0, _device=_device(options["device"]),
-            n_envs=_whole("n_envs", options["n_envs"]),
+            num_timesteps=0, num_seeds=whole("seeds", options["seeds"]), _env=None, _driver=None, _spec=None,
+            _state=None, _logger=None, env_id=None, _acting={}, _stop=0, _predictions=0, _write_log=None, _device=_device(options["device"]),
+            n_envs=whole("n_envs", options["n_envs"]),
         )  # fmt: skip
         self._set(_config=None, _schedules={})
         fields = {**network_fields(self.algorithm.Config, self.policy_kwargs), **fields}
         config, schedules = configured(self.algorithm.Config(), {}, fields)
         seed = options["seed"]
-        self._set(_config=config, _schedules=schedules, seed=None if seed is None else _whole("seed", seed, 0))
+        self._set(_config=config, _schedules=schedules, seed=None if seed is None else whole("seed", seed, 0))
         if env is not None:
             self._attach(env, self.n_envs)
 
@@ -130,7 +131,7 @@ class Model:
         """
         if self._driver is None:
             raise ValueError("this model has no environment: give one with set_env(env) or load(path, env=env)")
-        _whole("total_timesteps", total_timesteps)
+        whole("total_timesteps", total_timesteps)
         if reset_num_timesteps and self.num_timesteps:
             self._driver.reset()
             self._set(num_timesteps=0)
@@ -151,6 +152,16 @@ class Model:
         with self._on_device():
             train(run)
         return self
+
+    def dump_logs(self) -> None:
+        """Write a row of the log now, besides those of `log_interval`: for callbacks, while `learn` runs.
+
+        Raises:
+            ValueError: no training is going on.
+        """
+        if self._write_log is None:
+            raise ValueError("dump_logs() writes what training shows at this moment: call it in a callback of learn")
+        self._write_log()
 
     def _make_logger(self, name: str, reset_num_timesteps: bool) -> loggers.Logger:
         return loggers.configure_run(self.verbose, self.tensorboard_log, name, reset_num_timesteps)
@@ -303,7 +314,7 @@ class Model:
     ) -> Model:
         """The model a file describes, with `fields` and `options` in place of its own; raises whatever."""
         counters, stored_options = header["counters"], header["options"]
-        seeds = _whole("seeds", counters["seeds"])
+        seeds = whole("seeds", counters["seeds"])
         if any(x.shape[:1] != (seeds,) for x in arrays.values()):
             raise NotAModel(f"the file holds arrays of another number of seeds than {seeds}: it is damaged")
         options = {k: stored_options[k] for k in STORED_OPTIONS if k in stored_options} | options
@@ -649,16 +660,6 @@ def _known_policy(policy: Any) -> str:
     if policy not in known:
         raise ValueError(f"policy={policy!r} is not known: choose from {', '.join(known)}")
     return policy
-
-
-def _whole(name: str, value: Any, least: int = 1) -> int:
-    try:
-        fits = not isinstance(value, bool) and int(value) == value and value >= least
-    except (TypeError, ValueError, OverflowError):
-        fits = False
-    if not fits:
-        raise ValueError(f"{name}={value!r} has to be a whole number of at least {least}")
-    return int(value)
 
 
 def _device(name: Any) -> jax.Device:

@@ -106,6 +106,17 @@ def test_a_list_calls_every_member_also_after_one_has_said_stop():
     assert first.events == second.events == EVENTS
 
 
+def test_a_list_ends_every_member_also_after_one_has_raised():
+    class Broken(Recorder):
+        def _on_training_end(self):
+            raise RuntimeError("at the end")
+
+    first, last = Recorder(), Recorder()
+    with pytest.raises(RuntimeError, match="at the end"):
+        drive(CallbackList([first, Broken(), last]))
+    assert first.events == last.events == EVENTS
+
+
 def test_nested_lists_share_the_outer_parent_and_see_the_locals():
     inner = Recorder()
     outer = CallbackList([[inner]])

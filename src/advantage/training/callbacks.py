@@ -1,14 +1,39 @@
 """Callbacks with Stable-Baselines3's shape: code that training calls at its events, and that may stop it.
 
+The ready-made ones (`EvalCallback`, ...) are in `ready_callbacks` and can be imported from here too.
+
 Interface: https://stable-baselines3.readthedocs.io/en/master/guide/callbacks.html
 """
 
 from __future__ import annotations
 
+import importlib
 from abc import ABC, abstractmethod
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from advantage.training.ready_callbacks import (
+        CheckpointCallback,
+        EvalCallback,
+        EventCallback,
+        EveryNTimesteps,
+        LogEveryNTimesteps,
+        ProgressBarCallback,
+        StopTrainingOnMaxEpisodes,
+        StopTrainingOnNoModelImprovement,
+        StopTrainingOnRewardThreshold,
+    )
+
+_READY = (
+    "CheckpointCallback", "EvalCallback", "EventCallback", "EveryNTimesteps", "LogEveryNTimesteps",
+    "ProgressBarCallback", "StopTrainingOnMaxEpisodes", "StopTrainingOnNoModelImprovement",
+    "StopTrainingOnRewardThreshold",
+)  # fmt: skip
+
+__all__ = ["BaseCallback", "CallbackList", "ConvertCallback", "as_callback", *_READY]
 
 CallbackFunction = Callable[[Mapping[str, Any], Mapping[str, Any]], bool | None]
 """`f(locals, globals)`, called after every vector step; False stops training."""
@@ -150,8 +175,12 @@ class CallbackList(BaseCallback):
             callback.init_callback(self.model)
 
     def _on_training_start(self) -> None:
-        for callback in self.callbacks:
-            callback.on_training_start(self.locals, self.globals)
+        # Where one raises, those before it end: what they opened (a progress bar, a file) has to be closed.
+        with ExitStack() as started:
+            for callback in self.callbacks:
+                callback.on_training_start(self.locals, self.globals)
+                started.callback(callback.on_training_end)
+            started.pop_all()
 
     def _on_rollout_start(self) -> None:
         for callback in self.callbacks:
@@ -166,8 +195,10 @@ class CallbackList(BaseCallback):
             callback.on_rollout_end()
 
     def _on_training_end(self) -> None:
-        for callback in self.callbacks:
-            callback.on_training_end()
+        # In order, and all of them, also where one raises.
+        with ExitStack() as ends:
+            for callback in reversed(self.callbacks):
+                ends.callback(callback.on_training_end)
 
     def update_child_locals(self, locals_: Mapping[str, Any]) -> None:
         for callback in self.callbacks:
@@ -210,3 +241,10 @@ def as_callback(callback: Any) -> BaseCallback:
         f"callback is a {type(callback).__name__}: expected None, a function f(locals, globals) -> bool, "
         "a BaseCallback, or a list of these"
     )
+
+
+def __getattr__(name: str) -> Any:
+    # Late: they build on the classes above, so that neither file could import the other's names at its top.
+    if name not in _READY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module("advantage.training.ready_callbacks"), name)

@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from advantage.envs.jax import JaxEnv, is_jax_env, make_jax, reset_envs, step_envs
-from advantage.envs.make import JAX_PREFIXES, make_gymnasium
+from advantage.envs.make import JAX_PREFIXES, make_gymnasium, reserve_threads
 from advantage.envs.vec_env import DummyVecEnv
 from advantage.envs.vector import HostEnvs, SyncEnvs, VectorEnvs
 from advantage.types import Observed, Spec, TimeStep
@@ -89,7 +89,7 @@ def evaluate_policy(
             if warn:
                 _warn_of_changed_rewards(host.envs)
             play = _Play(model, host, deterministic, seed_index)
-            returns, lengths, _ = _count_episodes(play, n_eval_episodes, render, callback)
+            returns, lengths = _count_episodes(play, n_eval_episodes, render, callback)[:2]
     mean = float(np.mean(returns))
     if reward_threshold is not None:
         assert mean > reward_threshold, f"Mean reward below threshold: {mean:.2f} < {reward_threshold:.2f}"
@@ -110,15 +110,68 @@ def evaluate_seeds(
     Raises:
         ValueError, EnvironmentFailure: as `evaluate_policy`.
     """
+    return evaluate_every_seed(model, env, n_eval_episodes, deterministic, seed=seed).returns
+
+
+class Episodes(NamedTuple):
+    """Episodes of every seed's agent, in the environments' order: column j began alike for all seeds."""
+
+    returns: Float[np.ndarray, "S episodes"]
+    lengths: Int[np.ndarray, "S episodes"]
+    successes: Float[np.ndarray, "S episodes"]  # the last info's `is_success`; NaN where there is none
+
+
+def evaluate_every_seed(
+    model: Any,
+    env: Any,
+    n_eval_episodes: int = 10,
+    deterministic: bool = True,
+    render: bool = False,
+    warn: bool = True,
+    *,
+    seed: int | None = None,
+) -> Episodes:
+    """What `evaluate_policy` counts, for every seed's agent; arguments and errors are its own.
+
+    With `seed=None` an environment that is given goes on in its random stream, from one agent to the next.
+    """
     _check_count(n_eval_episodes)
     env, seeds = _jax_env(env) if _is_jax_id(env) else env, list(range(model.num_seeds))
-    if is_jax_env(env):
-        return np.asarray(_rollouts(model, env, n_eval_episodes, deterministic, seeds, seed)[0], np.float64)
+    if is_jax_env(env) and not render:
+        returns, lengths = _rollouts(model, env, n_eval_episodes, deterministic, seeds, seed or 0)
+        return Episodes(np.asarray(returns, np.float64), lengths, np.full(returns.shape, np.nan))
     with _host(model, env, n_eval_episodes, seed) as host, _same_predictions(model):
+        if warn:
+            _warn_of_changed_rewards(host.envs)
         plays = (_Play(model, host, deterministic, seed_index) for seed_index in seeds)
-        played = [_count_episodes(play, n_eval_episodes, False, None) for play in plays]
-    # In the environments' order, so that column j began alike for every seed.
-    return np.stack([np.asarray(returns)[np.argsort(places, kind="stable")] for returns, _, places in played])
+        played = [_count_episodes(play, n_eval_episodes, render, None) for play in plays]
+    orders = [np.argsort(one.places, kind="stable") for one in played]
+    columns = [
+        np.stack([np.asarray(one[column], dtype)[order] for one, order in zip(played, orders, strict=True)])
+        for column, dtype in enumerate((np.float64, np.int64, np.float64))
+    ]
+    return Episodes(*columns)
+
+
+def spec_to_evaluate(env: Any) -> Spec:
+    """The spaces of what `evaluate_policy` takes as `env`, of which nothing is stepped or reset.
+
+    Raises:
+        TypeError: it takes no such thing.
+        ValueError, ImportError: there is no environment of this id, or it needs a package.
+    """
+    reserve_threads(env)  # it may be given before there is a model
+    env = _jax_env(env) if _is_jax_id(env) else env
+    if isinstance(env, str):
+        with contextlib.closing(make_gymnasium(env)) as made:
+            return Spec.from_gymnasium(made.observation_space, made.action_space)
+    if is_jax_env(env):
+        return env.spec
+    if isinstance(env, gymnasium.vector.VectorEnv):
+        return Spec.from_gymnasium(env.single_observation_space, env.single_action_space)
+    if isinstance(env, gymnasium.Env | DummyVecEnv):
+        return Spec.from_gymnasium(env.observation_space, env.action_space)
+    raise _no_environment(env)
 
 
 def film(
@@ -223,18 +276,22 @@ def _host(model: Any, env: Any, episodes: int, seed: int | None) -> Iterator[_Ho
     elif isinstance(env, _SteppedJaxEnvs):
         envs = env
     else:
-        raise TypeError(
-            f"env is a {type(env).__name__}: give an id, a gymnasium.Env, a DummyVecEnv, a"
-            " gymnasium.vector.VectorEnv or a JAX environment"
-        )
+        raise _no_environment(env)
     if seed is None and (made is not None or envs is env):
         seed = 0
     try:
-        _check_spaces(model, envs.spec)
+        check_spaces(model, envs.spec)
         yield _Host(envs, env, pending if seed is None else _reset_seeds(seed, envs.num_envs))
     finally:
         if made is not None:
             made.close()
+
+
+def _no_environment(env: Any) -> TypeError:
+    return TypeError(
+        f"env is a {type(env).__name__}: give an id, a gymnasium.Env, a DummyVecEnv, a"
+        " gymnasium.vector.VectorEnv or a JAX environment"
+    )
 
 
 class _Play:
@@ -260,17 +317,24 @@ class _Play:
         return actions, step
 
 
+class _Counted(NamedTuple):
+    """Episodes in the order of their ends."""
+
+    returns: list[float]
+    lengths: list[int]
+    successes: list[float]  # NaN where the environment says nothing
+    places: list[int]  # the environment
+
+
 def _count_episodes(
     play: _Play, episodes: int, render: bool, callback: Callable[..., Any] | None
-) -> tuple[list[float], list[int], list[int]]:
-    """Returns, lengths and environments of the episodes, in the order of their ends."""
+) -> _Counted:
+    """Play until every environment has had its share of the episodes."""
     count, envs = play.host.envs.num_envs, play.host.envs
     targets = (episodes + np.arange(count)) // count
     counts, running, steps = np.zeros(count, int), np.zeros(count), np.zeros(count, int)
     recorded = isinstance(envs, SyncEnvs) and all(_keeps_statistics(env) for env in envs.envs)
-    returns: list[float] = []
-    lengths: list[int] = []
-    places: list[int] = []
+    counted = _Counted([], [], [], [])
     while (counts < targets).any():
         before = play.observed
         actions, step = play.step()
@@ -283,14 +347,16 @@ def _count_episodes(
             # A wrapper inside may end episodes (a life lost) that its statistics do not count as one.
             if dones[i] and (not recorded or "episode" in infos[i]):
                 kept = infos[i]["episode"] if recorded else {"r": running[i], "l": steps[i]}
-                returns.append(float(np.asarray(kept["r"]).item()))
-                lengths.append(int(np.asarray(kept["l"]).item()))
-                places.append(i)
+                counted.returns.append(float(np.asarray(kept["r"]).item()))
+                counted.lengths.append(int(np.asarray(kept["l"]).item()))
+                success = infos[i].get("is_success")
+                counted.successes.append(float("nan") if success is None else float(success))
+                counted.places.append(i)
                 counts[i] += 1
         running, steps = np.where(dones, 0.0, running), np.where(dones, 0, steps)
         if render:
             play.host.view.render()
-    return returns, lengths, places
+    return counted
 
 
 def _callback_locals(
@@ -376,7 +442,7 @@ def _rollouts(
     model: Any, env: JaxEnv, episodes: int, deterministic: bool, seeds: list[int], seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """`(returns, lengths) [S, episodes]` of the agents `seeds`, all from the same beginnings."""
-    _check_spaces(model, env.spec)
+    check_spaces(model, env.spec)
     batches = -(-episodes // MOST_ENVS)
     num_envs = -(-episodes // batches)
     begin, go_on = _rollout_programs(model.algorithm, model._config, env, num_envs, not deterministic)
@@ -598,7 +664,7 @@ def _check_count(episodes: int) -> None:
         raise ValueError(f"n_eval_episodes={episodes!r} has to be a whole number of at least 1")
 
 
-def _check_spaces(model: Any, spec: Spec) -> None:
+def check_spaces(model: Any, spec: Spec) -> None:
     """The kinds and shapes have to agree; bounds may differ."""
     ours = getattr(model, "_spec", None)
     if ours is None:

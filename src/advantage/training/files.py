@@ -57,7 +57,7 @@ def write_model(target: Target, header: dict[str, Any], arrays: dict[str, np.nda
     path = with_suffix(target)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _replace(path, buffer.getvalue())
+        replace_file(path, buffer.getvalue())
     except OSError as error:
         raise type(error)(
             f"cannot write the model to {path}: {error.strerror or error}; choose another path, the model is"
@@ -139,7 +139,8 @@ def _existing(path: str | os.PathLike) -> pathlib.Path:
     raise FileNotFoundError(f"no model file at {path} (nor with .zip): check the path")
 
 
-def _replace(path: pathlib.Path, data: bytes) -> None:
+def replace_file(path: pathlib.Path, data: bytes) -> None:
+    """Write a file whole or not at all: a crash leaves the former one."""
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:

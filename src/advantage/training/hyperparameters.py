@@ -49,6 +49,21 @@ def configured(
     return dataclasses.replace(config, **fields), schedules
 
 
+def whole(name: str, value: Any, least: int = 1) -> int:
+    """A whole number, also one given as a float.
+
+    Raises:
+        ValueError: it is not whole, or less than `least`.
+    """
+    try:
+        fits = not isinstance(value, bool) and int(value) == value and value >= least
+    except (TypeError, ValueError, OverflowError):
+        fits = False
+    if not fits:
+        raise ValueError(f"{name}={value!r} has to be a whole number of at least {least}")
+    return int(value)
+
+
 def _parsed(name: str, text: str) -> float | Linear:
     try:
         return parse(text)

@@ -63,6 +63,7 @@ def train(run: Run) -> None:
     """
     log = _Log(run)
     run.callback.on_training_start(_Locals(run, None), {})
+    run.model._write_log = log.now
     with Interrupt() as interrupt, run.progress as progress:
         progress.phase("compiling")
         try:
@@ -74,6 +75,7 @@ def train(run: Run) -> None:
                     break
         finally:
             run.callback.on_training_end()
+            run.model._write_log = None
     if interrupt.requested:
         raise KeyboardInterrupt(f"stopped at {run.model.num_timesteps:,} steps; the model can go on, predict and save")
 
@@ -182,11 +184,17 @@ class _Log:
         self.began = self.shown = time.perf_counter()
         self.updates = self.logged_at = 0
         self.episodes = self._episodes() if run.log_episodes else 0
+        self.metrics: Mapping[str, Any] = {}  # of the last update, until they are logged
+
+    def now(self) -> None:
+        """Write a row with what is known at this step, whatever `log_interval` says."""
+        self._write(self.run.model.num_timesteps)
 
     def add(self, report: Report) -> None:
         """Count a report; log and redraw where that is due."""
         run = self.run
         self.updates += report.updates
+        self.metrics = report.metrics
         now = time.perf_counter()
         if now - self.shown >= PROGRESS_SECONDS or report.steps >= run.stop:
             self.shown = now
@@ -198,31 +206,32 @@ class _Log:
         count = self._episodes() - self.episodes if run.log_episodes else self.updates
         if count - self.logged_at >= run.log_interval:
             self.logged_at = count
-            self._write(report)
+            self._write(report.steps)
 
-    def _write(self, report: Report) -> None:
+    def _write(self, steps: int) -> None:
         run, logger = self.run, self.run.logger
         for key, value in (("rollout/ep_rew_mean", self._mean(0)), ("rollout/ep_len_mean", self._mean(1))):
             if value is not None:
                 logger.record(key, value)
-        logger.record("time/fps", int(self._fps(report.steps)))
+        logger.record("time/fps", int(self._fps(steps)))
         if run.log_episodes:
             logger.record("time/episodes", self._episodes(), exclude="tensorboard")
         else:
             logger.record("time/iterations", self.updates, exclude="tensorboard")
         logger.record("time/time_elapsed", int(time.perf_counter() - self.began), exclude="tensorboard")
-        logger.record("time/total_timesteps", report.steps, exclude="tensorboard")
-        left = 1.0 - min(report.steps / max(run.stop, 1), 1.0)
+        logger.record("time/total_timesteps", steps, exclude="tensorboard")
+        left = 1.0 - min(steps / max(run.stop, 1), 1.0)
         for field, key in run.logged.items():
             value = run.schedules[field](left) if field in run.schedules else getattr(run.config, field)
             if value is not None:
                 logger.record(key, float(value))
-        for key, value in report.metrics.items():
+        for key, value in self.metrics.items():
             value = float(np.mean(np.asarray(value, np.float64)))
             # NaN: nothing was learned in this update. The guard's own count is no result.
             if key != NONFINITE and not np.isnan(value):
                 logger.record(key, value)
-        logger.dump(report.steps)
+        self.metrics = {}
+        logger.dump(steps)
 
     def _mean(self, column: int) -> float | None:
         """Mean return (0) or length (1) of each seed's last episodes, over seeds."""
