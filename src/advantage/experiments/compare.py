@@ -136,6 +136,10 @@ class Evaluations(BaseCallback):
         self._evaluate_before(min(self.num_timesteps + ahead, self.protocol.total_timesteps))
         return True
 
+    def _on_training_end(self) -> None:
+        # Also after Ctrl-C: the next run's segments are its own.
+        self._pause_at(None)
+
     def _evaluate_before(self, step: float | int) -> None:
         begun = len(self.returns)
         if begun < len(self.steps) and self.steps[begun] < step:
@@ -147,9 +151,12 @@ class Evaluations(BaseCallback):
                 self.returns.append(played)
                 self.seconds.append(self._trained)
             self._since = time.perf_counter()
+        left = self.steps[len(self.returns) :]
+        self._pause_at(int(left[0]) if len(left) else None)
+
+    def _pause_at(self, step: int | None) -> None:
         if hasattr(self.model._driver, "pause_at"):
-            left = self.steps[len(self.returns) :]
-            self.model._driver.pause_at = int(left[0]) if len(left) else None
+            self.model._driver.pause_at = step
 
 
 def _train(
