@@ -285,9 +285,10 @@ def seeds_needed(
     """About how many seeds of each would show which of X and Y is better.
 
     The seeds at hand stand for all that could be drawn: m of each are drawn from them with replacement,
-    and the answer is the smallest m (of 4 or more, with 95% confidence: 3 separate by chance too often) for
-    which the bootstrap interval of P(X > Y) lies on one side of one half. This takes today's difference for the true one, and at m such an
-    interval still touches one half about every second time: read it as an order of magnitude.
+    and the answer is the smallest m for which the bootstrap interval of P(X > Y) lies on one side of one
+    half; at least 4 with 95% confidence, since 3 separate by chance too often. This takes today's difference
+    for the true one, and at m such an interval still touches one half about every second time: read it as
+    an order of magnitude.
 
     Args:
         x, y, confidence, samples, seed: as for `probability_of_improvement`.
