@@ -42,7 +42,7 @@ def refused(answer: tuple[int, str, str]) -> str:
 
 def test_help(run):
     code, out, _ = run("--help")
-    assert code == 0 and all(command in out for command in ("train", "evaluate", "watch", "algorithms"))
+    assert code == 0 and all(command in out for command in ("train", "compare", "evaluate", "watch"))
     assert run("")[:2] == (0, out)
     code, out, _ = run("train --help")
     assert code == 0 and "NAME=VALUE" in out and "--total-timesteps" in out
@@ -119,6 +119,12 @@ def test_settings_may_be_repeated(run, tmp_path):
         ("train PPO CartPole-v1 --set policy=MlpPolcy", "MlpPolicy"),
         ("train PPO CartPole-v1 --set policy_kwargs={net_arch:", "is no list or dict"),
         ("train PPO CartPole-v1 --total-timesteps 0", "at least 1"),
+        ("compare PPO DQM --env CartPole-v1", "did you mean DQN?"),
+        ("compare PPO PPO --env CartPole-v1", "names one twice: name each once"),
+        ("compare PPO DQN --env Pendulum-v1", "DQN cannot choose actions from a box space"),
+        ("compare PPO --env CartPole-v1 --total-timesteps 0", "total_timesteps=0 has to be a whole number"),
+        ("compare PPO --env CartPole-v1 --set DQN.gamma=0.5", "--set DQN.gamma: DQN is not compared"),
+        ("compare PPO --env CartPole-v1 --set PPO.n_step=3", "did you mean 'n_steps'?"),
         ("evaluate nothing.zip", "no model file at nothing.zip"),
     ],
 )
@@ -157,6 +163,18 @@ def test_a_stopped_run_is_saved(run, monkeypatch, tmp_path):
     code, out, err = run(f"train PPO CartPole-v1 --n-envs 2 --out here {SMALL}")
     assert code == 130 and "stopped at 32 of 64 steps" in err and "saved here/model.zip" in out
     assert PPO.load(tmp_path / "here" / "model.zip").num_timesteps == 32
+
+
+def test_compare(run, tmp_path):
+    line = "compare PPO --env advantage/CartPole-v1 --evaluations 2 --n-eval-episodes 2 --set n_envs=2"
+    code, out, err = run(f"{line} --seeds 2 --set PPO.n_steps=16 ppo.batch_size=32 --total-timesteps 64")
+    assert code == 0, err
+    assert "PPO on advantage/CartPole-v1" in out and "none: 2 seeds, at least 3 needed" in out
+    assert "PPO: n_envs=2, n_steps=16, batch_size=32." in out
+    assert "saved runs/compare_advantage-CartPole-v1: report.md" in out
+    folder = tmp_path / "runs" / "compare_advantage-CartPole-v1"
+    assert (folder / "results.jsonl").exists() and (folder / "sample_efficiency.png").exists()
+    assert "total_timesteps=100000, but the results in" in refused(run(line))
 
 
 def test_evaluate(run, file):

@@ -18,6 +18,7 @@ _HOME = {
     "make_vec_env": "advantage.envs.vec_env",
     "check_env": "advantage.envs.check",
     "evaluate_policy": "advantage.training.evaluation",
+    "compare": "advantage.experiments.compare",
     "BaseCallback": "advantage.training.callbacks",
     "CallbackList": "advantage.training.callbacks",
     "CheckpointCallback": "advantage.training.ready_callbacks",
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from advantage.envs.check import check_env
     from advantage.envs.vec_env import DummyVecEnv, make_vec_env
     from advantage.equations.schedules import Linear
+    from advantage.experiments.compare import compare
     from advantage.models import ALGORITHMS, DQN, PPO
     from advantage.training.callbacks import BaseCallback, CallbackList
     from advantage.training.evaluation import evaluate_policy

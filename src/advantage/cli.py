@@ -1,4 +1,4 @@
-"""The command line: `advantage train`, `evaluate`, `watch` and `algorithms`.
+"""The command line: `advantage train`, `compare`, `evaluate`, `watch` and `algorithms`.
 
 Whatever is slow to import is imported by the command that needs it: help answers at once.
 """
@@ -34,13 +34,16 @@ INTERRUPTED = 130
 EPISODES_WATCHED = 1_000_000
 """In a window: until it is closed."""
 
-DESCRIPTION = """Deep reinforcement learning: train, evaluate and watch agents.
+DESCRIPTION = """Deep reinforcement learning: train, compare, evaluate and watch agents.
 
 First steps: advantage train PPO CartPole-v1 --n-envs 8 --seeds 3
 """
 
 Debug = Annotated[bool, arg(help="On an error, show where it arose.")]
 EnvId = Annotated[str | None, arg(metavar="ID")]
+Settings = Annotated[
+    UseAppendAction[tuple[tuple[str, ...], ...]], arg(name="set", metavar="NAME=VALUE [...]")
+]
 File = Annotated[Positional[Path], arg(metavar="FILE", help="A model file, such as runs/.../model.zip.")]
 
 
@@ -54,7 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0: done; 2: an error, told in one line on stderr; 130: Ctrl-C.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
-    commands = {"train": train, "evaluate": evaluate, "watch": watch, "algorithms": algorithms}
+    functions = (train, compare, evaluate, watch, algorithms)
+    commands = {function.__name__: function for function in functions}
     with warnings.catch_warnings():
         warnings.showwarning = _note
         try:
@@ -88,9 +92,7 @@ def train(
     n_envs: int = 1,
     seeds: int = 1,
     seed: int = 0,
-    settings: Annotated[
-        UseAppendAction[tuple[tuple[str, ...], ...]], arg(name="set", metavar="NAME=VALUE [...]")
-    ] = (),
+    settings: Settings = (),
     out: Annotated[Path | None, arg(metavar="DIR")] = None,
     log: Annotated[UseAppendAction[tuple[tuple[str, ...], ...]], arg(metavar="FORMAT [...]")] = (),
     verbose: bool = False,
@@ -118,7 +120,7 @@ def train(
     given = _settings([text for group in settings for text in group])
     policy = given.pop("policy", "MlpPolicy")
     model = face(policy, env, n_envs=n_envs, seeds=seeds, seed=seed, **given)
-    folder = str(out or run_folder("runs", f"{face.__name__}_{re.sub(r'[^A-Za-z0-9.-]+', '-', env)}"))
+    folder = str(out or run_folder("runs", f"{face.__name__}_{_file_name(env)}"))
     formats = dict.fromkeys(["csv", *(["stdout"] if verbose else []), *(name for group in log for name in group)])
     model.set_logger(configure(folder, list(formats)))
     path, code, began = Path(folder) / "model.zip", 0, time.perf_counter()
@@ -138,6 +140,47 @@ def train(
             print_table(title, returns, seed, f"{model.num_timesteps * seeds / seconds:,.0f} steps/s")
             print(f"saved {path}")
     return code
+
+
+def compare(
+    algorithms: Annotated[Positional[tuple[str, ...]], arg(metavar="ALGO [...]")],
+    /,
+    *,
+    env: Annotated[str, arg(metavar="ID")],
+    total_timesteps: int = 100_000,
+    seeds: int = 10,
+    seed: int = 0,
+    evaluations: int = 10,
+    n_eval_episodes: int = 20,
+    settings: Settings = (),
+    out: Annotated[Path | None, arg(metavar="DIR")] = None,
+    debug: Debug = False,
+) -> None:
+    """Train algorithms over the same seeds and say which is better, and how sure that is.
+
+    What is stored in DIR is not trained again: later calls add algorithms and seeds.
+
+    Args:
+        algorithms: PPO, DQN, ...: see advantage algorithms.
+        env: CartPole-v1, advantage/CartPole-v1, brax/ant, ...
+        total_timesteps: Environment steps of each seed.
+        seeds: Independent agents of each algorithm; 10 or more tell something.
+        seed: The first seed; the others follow it.
+        evaluations: Evenly spaced, the last one at the end.
+        n_eval_episodes: Of each evaluation, for each seed.
+        settings: Hyper-parameters of all, or of one: n_envs=8, PPO.n_steps=128.
+        out: Folder for results, report and pictures; runs/compare_ENV by default.
+    """
+    from advantage.experiments.compare import compare as run
+
+    names = [_face(name).__name__ for name in algorithms]
+    folder = out or Path("runs") / f"compare_{_file_name(env)}"
+    report = run(
+        names, env, out=folder, total_timesteps=total_timesteps, seeds=seeds, seed=seed, evaluations=evaluations,
+        n_eval_episodes=n_eval_episodes, settings=_settings_of(names, settings), progress_bar=True,
+    )  # fmt: skip
+    print(f"{report}\n")
+    print(f"saved {folder}: {', '.join(path.name for path in report.files)}")
 
 
 def evaluate(
@@ -242,6 +285,24 @@ def print_table(title: str, returns: list[np.ndarray], first_seed: int, note: st
         notes = [f"IQM: interquartile mean over seeds, 95% interval {low:,.1f} to {high:,.1f}"]
     console = Console(highlight=False)
     console.print(f"[bold]{escape(title)}[/bold]", table, "\n".join([note, *notes]), sep="\n")
+
+
+def _file_name(env: str) -> str:
+    """An environment's id without what folders' names lack."""
+    return re.sub(r"[^A-Za-z0-9.-]+", "-", env)
+
+
+def _settings_of(names: Sequence[str], groups: Sequence[Sequence[str]]) -> dict[str, dict[str, Any]]:
+    """Settings of each algorithm: `PPO.name=value` is for one, `name=value` for all."""
+    given: dict[str, dict[str, Any]] = {name: {} for name in names}
+    for key, value in _settings([text for group in groups for text in group]).items():
+        owner, dot, name = key.rpartition(".")
+        owner = _face(owner).__name__ if dot else ""
+        if dot and owner not in given:
+            raise Refusal(f"--set {key}: {owner} is not compared: choose from {', '.join(names)}")
+        for one in [owner] if dot else names:
+            given[one][name] = value
+    return given
 
 
 def _settings(texts: Sequence[str]) -> dict[str, Any]:

@@ -117,6 +117,26 @@ def test_a_callback_stops_the_fused_driver_between_segments(toys):
     assert toys.same(toys.leaves(stopped), toys.leaves(whole.learn(160)))
 
 
+def test_the_fused_driver_pauses_before_a_step(toys):
+    """Updates are 16 steps: a pause at 100 comes at 96, however long segments would be; no bit changes."""
+    kwargs = {"n_steps": 8, "batch_size": 8, "n_envs": 2, "policy_kwargs": TINY, "seed": 4}
+    paused, whole = (PPO("MlpPolicy", "advantage/ProbeEndings-v0", **kwargs) for _ in range(2))
+    seen = []
+
+    class Pausing(toys.BaseCallback):
+        def _on_training_start(self):
+            self.model._driver._segment_updates = 1_000
+            self.model._driver.pause_at = 100
+
+        def _on_step(self):
+            seen.append(self.num_timesteps)
+            self.model._driver.pause_at = None
+
+    paused.learn(400, callback=Pausing())
+    assert seen[0] == 96 and seen[-1] == 400
+    assert toys.same(toys.leaves(paused), toys.leaves(whole.learn(400)))
+
+
 @pytest.mark.parametrize("total", [12, 13])
 def test_rollouts_begin_and_end_in_pairs(toys, total):
     """`on_rollout_start` and `on_rollout_end` frame every chunk, the last, partial one too."""

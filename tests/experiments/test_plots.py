@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from advantage.experiments.plots import learning_curve, save_gif, step_label
+from advantage.experiments.plots import learning_curve, profile_picture, save_gif, step_label
 
 
 def cartpole_like(count, height=400, width=600):
@@ -60,6 +60,46 @@ def test_learning_curve_draws_iqm_band_seeds_and_reference(tmp_path, monkeypatch
     band = axes.collections[0].get_paths()[0].vertices
     assert band[:, 1].min() >= 0.0 and band[:, 1].max() <= 30.0
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["PPO", "solved"]
+
+
+def test_two_seeds_have_no_band(tmp_path, monkeypatch):
+    figure_module = pytest.importorskip("matplotlib.figure")
+    drawn = []
+    monkeypatch.setattr(figure_module.Figure, "savefig", lambda self, *args, **kwargs: drawn.append(self))
+    learning_curve({"PPO": ([0, 1], [[1.0, 2.0], [3.0, 4.0]])}, tmp_path / "x.png", "title")
+    profile_picture({"PPO": [1.0, 2.0]}, tmp_path / "x.png", "title")
+    for figure in drawn:
+        (axes,) = figure.axes
+        assert not any(len(path.vertices) for band in axes.collections for path in band.get_paths())
+        assert "too few for an interval (at least 3)" in axes.texts[0].get_text()
+
+
+def test_profile_picture_falls_at_the_scores(tmp_path, monkeypatch):
+    figure_module = pytest.importorskip("matplotlib.figure")
+    drawn = []
+    monkeypatch.setattr(figure_module.Figure, "savefig", lambda self, *args, **kwargs: drawn.append(self))
+    profile_picture({"PPO": [10.0, 20.0, 20.0, 30.0], "DQN": [5.0, 10.0, 15.0]}, tmp_path / "x.png", "title")
+    (axes,) = drawn[0].axes
+    line = axes.get_lines()[0]
+    assert line.get_drawstyle() == "steps-post"
+    np.testing.assert_array_equal(line.get_xdata()[1:-1], [5, 10, 15, 20, 30])
+    np.testing.assert_array_equal(line.get_ydata(), [1, 1, 0.75, 0.75, 0.25, 0, 0])
+    assert axes.texts[0].get_text() == "3 to 4 seeds, 95% bootstrap interval"
+
+
+@pytest.mark.parametrize("name, begin", [("x.png", b"\x89PNG"), ("x.svg", b"<?xml"), ("x.SVG", b"<?xml")])
+def test_pictures_by_the_files_ending(tmp_path, name, begin):
+    pytest.importorskip("matplotlib")
+    learning_curve({"PPO": ([0, 1], [[1.0, 2.0]])}, tmp_path / "a" / name, "title")
+    profile_picture({"PPO": [7.0, 7.0, 7.0]}, tmp_path / "b" / name, "title")
+    assert all((tmp_path / folder / name).read_bytes().startswith(begin) for folder in "ab")
+
+
+def test_profile_picture_refuses_nothing_and_nan(tmp_path):
+    with pytest.raises(ValueError, match="at least one algorithm"):
+        profile_picture({}, tmp_path / "x.png", "title")
+    with pytest.raises(ValueError, match="scores is NaN"):
+        profile_picture({"PPO": [1.0, np.nan, 2.0]}, tmp_path / "x.png", "title")
 
 
 def test_learning_curve_survives_points_without_any_return(tmp_path):

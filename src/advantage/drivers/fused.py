@@ -86,6 +86,7 @@ class FusedDriver:
         devices = jax.local_devices() if devices is None else devices
         self.seed_axis = seed_axis or ("devices" if devices[0].platform == "cpu" else "vmap")
         self.version = 0  # of the state: counts segments
+        self.pause_at: int | None = None  # a step: a segment ends with the last update up to it
         if self.seed_axis == "vmap":
             self.width, self.mesh = num_seeds, None
         else:
@@ -156,6 +157,8 @@ class FusedDriver:
         steps, compiled = start, False
         while steps < stop:
             updates = min(self._segment_updates, -(-(stop - steps) // per_update))
+            if self.pause_at is not None:
+                updates = min(updates, (self.pause_at - steps) // per_update)
             updates = max(1, min(updates, (2**31 - 1) // per_update))  # offsets are 32-bit
             values = self._values(schedules, steps, updates, per_update, stop)
             remaining = np.int32(min(stop - steps, np.iinfo(np.int32).max))

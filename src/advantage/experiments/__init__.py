@@ -1,1 +1,1 @@
-"""Experiments: statistics over seeds and the figures that show them."""
+"""Experiments: comparisons of algorithms, statistics over seeds and the figures that show them."""

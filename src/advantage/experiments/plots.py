@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from advantage.experiments.statistics import bootstrap_interval, iqm
+from advantage.experiments.statistics import FEWEST_SEEDS, bootstrap_interval, iqm, performance_profile
 
 # Okabe and Ito's colours, told apart also by colour-blind readers, the strongest contrasts first.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5D4A99", "#444444")
@@ -27,14 +27,15 @@ def learning_curve(
     title: str,
     reference: float | int | Mapping[str, float | int] | None = None,
 ) -> None:
-    """Draw episode returns over environment steps as a PNG of 1600 x 960 pixels.
+    """Draw episode returns over environment steps as a picture of 1600 x 960 pixels.
 
-    Each curve is the interquartile mean over seeds with its 95 % bootstrap interval as a band and one thin
-    line per seed. NaN and infinite returns (no episode finished yet) are left out point by point.
+    Each curve is the interquartile mean over seeds with its 95 % bootstrap interval as a band (from 3 seeds
+    on) and one thin line per seed. NaN and infinite returns (no episode finished yet) are left out point by
+    point.
 
     Args:
         curves: name to `(steps [points], returns [seeds, points])`; steps in environment steps.
-        path: the PNG; its folder is made.
+        path: the file, an SVG where it ends so and else a PNG; its folder is made.
         title: above the picture.
         reference: a return to mark by a dashed line ("solved"), or several by name.
 
@@ -45,23 +46,83 @@ def learning_curve(
     checked = {name: _check_curve(name, steps, returns) for name, (steps, returns) in curves.items()}
     if not checked:
         raise ValueError("learning_curve needs at least one curve")
-    try:
-        # Not pyplot: no global state and no display.
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ImportError('learning curves need matplotlib: pip install "advantage[plot]"') from None
-    figure = Figure(figsize=(8, 4.8), dpi=200, layout="constrained", facecolor="white")
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
-    axes = figure.add_subplot()
+    figure, axes = _figure()
     for index, (name, (steps, returns)) in enumerate(checked.items()):
         _draw_curve(axes, name, steps, returns, COLOURS[index % len(COLOURS)])
     references = reference if isinstance(reference, Mapping) else {"reference": reference}
     for name, value in references.items():
         if value is not None:
             axes.axhline(value, color=FAINT, linewidth=1.2, linestyle=(0, (5, 3)), label=name, zorder=1)
-    _style(axes, title, {returns.shape[0] for _, returns in checked.values()})
+    axes.set_xlabel("environment steps", fontsize=10.5, color=INK)
+    axes.set_ylabel("episode return", fontsize=10.5, color=INK)
+    _step_axis(axes)
+    number, interval = _seeds_note({returns.shape[0] for _, returns in checked.values()})
+    _style(axes, title, f"interquartile mean of {number}, {interval}" if interval else number)
+    _save(figure, path)
+
+
+def profile_picture(scores: Mapping[str, npt.ArrayLike], path: str | os.PathLike[str], title: str) -> None:
+    """Draw performance profiles as a picture of 1600 x 960 pixels: the share of runs above each score.
+
+    Each is a line with its pointwise 95 % bootstrap interval as a band (from 3 seeds on). A line above
+    another everywhere is better whatever score matters; where two cross, it depends on that.
+
+    Args:
+        scores: name to the final scores `[seeds]`.
+        path: the file, an SVG where it ends so and else a PNG; its folder is made.
+        title: above the picture.
+
+    Raises:
+        ValueError: no scores, NaN, or shapes that don't fit.
+        ImportError: matplotlib is missing.
+    """
+    if not scores:
+        raise ValueError("profile_picture needs the scores of at least one algorithm")
+    checked = {name: np.asarray(values, np.float64) for name, values in scores.items()}
+    every = np.unique(np.concatenate([values.ravel() for values in checked.values()]))
+    margin = 0.05 * max(np.ptp(every), 1.0)
+    thresholds = np.array([every[0] - margin, *every, every[-1] + margin])
+    figure, axes = _figure()
+    for index, (name, values) in enumerate(checked.items()):
+        colour = COLOURS[index % len(COLOURS)]
+        share, low, high = performance_profile(values, thresholds, samples=BOOTSTRAP_SAMPLES)
+        # Shares fall at the scores and nowhere between.
+        if low is not None:
+            band = {"color": colour, "alpha": 0.16, "linewidth": 0, "zorder": 3}
+            axes.fill_between(thresholds, low, high, step="post", **band)
+        axes.step(thresholds, share, where="post", color=colour, linewidth=2.2, label=name, zorder=4)
+    axes.set_xlabel("final return", fontsize=10.5, color=INK)
+    axes.set_ylabel("share of runs above", fontsize=10.5, color=INK)
+    axes.yaxis.set_major_formatter("{x:.0%}")
+    number, interval = _seeds_note({values.size for values in checked.values()})
+    _style(axes, title, ", ".join(filter(None, [number, interval])))
+    _save(figure, path)
+
+
+def _figure() -> tuple[Any, Any]:
+    """A figure and its axes."""
+    try:
+        # Not pyplot: no global state and no display.
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ImportError('pictures of results need matplotlib: pip install "advantage[plot]"') from None
+    figure = Figure(figsize=(8, 4.8), dpi=200, layout="constrained", facecolor="white")
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
+    return figure, figure.add_subplot()
+
+
+def _save(figure: Any, path: str | os.PathLike[str]) -> None:
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    figure.savefig(path, format="png")
+    figure.savefig(path, format="svg" if str(path).lower().endswith(".svg") else "png")
+
+
+def _seeds_note(seeds: set[int]) -> tuple[str, str]:
+    """`("3 seeds", "95% bootstrap interval")`; the second is empty for a single seed."""
+    fewest, most = min(seeds), max(seeds)
+    number = f"{most} seed{'s' * (most > 1)}" if fewest == most else f"{fewest} to {most} seeds"
+    if most >= FEWEST_SEEDS:
+        return number, "95% bootstrap interval"
+    return number, f"too few for an interval (at least {FEWEST_SEEDS})" if most > 1 else ""
 
 
 def _check_curve(name: str, steps: npt.ArrayLike, returns: npt.ArrayLike) -> tuple[np.ndarray, np.ndarray]:
@@ -81,7 +142,8 @@ def _draw_curve(axes: Any, name: str, steps: np.ndarray, returns: np.ndarray, co
         scores = scores[np.isfinite(scores)]
         if scores.size:
             middle[point] = iqm(scores)
-            low[point], high[point] = bootstrap_interval(scores, samples=BOOTSTRAP_SAMPLES)
+            if scores.size >= FEWEST_SEEDS:
+                low[point], high[point] = bootstrap_interval(scores, samples=BOOTSTRAP_SAMPLES)
     if returns.shape[0] > 1:
         finite = np.where(np.isfinite(returns), returns, np.nan)
         axes.plot(steps, finite.T, color=colour, linewidth=0.6, alpha=0.28, zorder=2)
@@ -90,18 +152,16 @@ def _draw_curve(axes: Any, name: str, steps: np.ndarray, returns: np.ndarray, co
     axes.plot(steps, middle, color=colour, linewidth=2.2, label=name, marker=marker, zorder=4)
 
 
-def _style(axes: Any, title: str, seeds: set[int]) -> None:
+def _step_axis(axes: Any) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    axes.set_title(title, loc="left", fontsize=14, fontweight="bold", color=INK, pad=24)
-    fewest, most = min(seeds), max(seeds)
-    number = f"{most} seed{'s' * (most > 1)}" if fewest == most else f"{fewest} to {most} seeds"
-    note = f"interquartile mean of {number}, 95% bootstrap interval" if most > 1 else number
-    axes.text(0, 1.025, note, transform=axes.transAxes, fontsize=9.5, color="#666666", va="bottom")
-    axes.set_xlabel("environment steps", fontsize=10.5, color=INK)
-    axes.set_ylabel("episode return", fontsize=10.5, color=INK)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: step_label(value)))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 2.5, 5, 10]))
+
+
+def _style(axes: Any, title: str, note: str) -> None:
+    axes.set_title(title, loc="left", fontsize=14, fontweight="bold", color=INK, pad=24)
+    axes.text(0, 1.025, note, transform=axes.transAxes, fontsize=9.5, color="#666666", va="bottom")
     axes.margins(x=0.01, y=0.06)
     axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
     axes.set_axisbelow(True)
