@@ -29,6 +29,7 @@ from advantage.experiments.results import (
 from advantage.models import ALGORITHMS, Model
 from advantage.training.callbacks import BaseCallback
 from advantage.training.evaluation import evaluate_seeds
+from advantage.training.hyperparameters import whole
 
 
 def compare(
@@ -85,7 +86,7 @@ def compare(
     protocol = _checked_protocol(
         env, total_timesteps, evaluations, n_eval_episodes, evaluation_seed, deterministic
     )
-    first, last = _whole("seed", seed, 0), _whole("seed", seed, 0) + _whole("seeds", seeds, 1)
+    first, last = whole("seed", seed, 0), whole("seed", seed, 0) + whole("seeds", seeds, 1)
     stored, path = read_results(out), Path(out) / FILE
     check_protocol(stored.protocol, protocol, path)
     for name in names:
@@ -253,23 +254,12 @@ def _checked_protocol(
         )
     protocol = Protocol(
         env,
-        _whole("total_timesteps", total_timesteps, 1),
-        _whole("evaluations", evaluations, 1),
-        _whole("n_eval_episodes", n_eval_episodes, 1),
-        _whole("evaluation_seed", evaluation_seed, 0),
+        whole("total_timesteps", total_timesteps, 1),
+        whole("evaluations", evaluations, 1),
+        whole("n_eval_episodes", n_eval_episodes, 1),
+        whole("evaluation_seed", evaluation_seed, 0),
         bool(deterministic),
     )
     if protocol.evaluations > protocol.total_timesteps:
         raise ValueError(f"evaluations={evaluations} has to be at most total_timesteps={total_timesteps}")
     return protocol
-
-
-def _whole(name: str, value: Any, least: int) -> int:
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int | float | np.number)
-        or int(value) != value
-        or value < least
-    ):
-        raise ValueError(f"{name}={value!r} has to be a whole number of at least {least}")
-    return int(value)
