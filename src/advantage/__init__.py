@@ -17,6 +17,7 @@ _HOME = {
     "DummyVecEnv": "advantage.envs.vec_env",
     "make_vec_env": "advantage.envs.vec_env",
     "check_env": "advantage.envs.check",
+    "PotentialShaping": "advantage.envs.shaping",
     "evaluate_policy": "advantage.training.evaluation",
     "BaseCallback": "advantage.training.callbacks",
     "CallbackList": "advantage.training.callbacks",
@@ -28,6 +29,7 @@ __all__ = ["__version__", *_HOME]
 
 if TYPE_CHECKING:
     from advantage.envs.check import check_env
+    from advantage.envs.shaping import PotentialShaping
     from advantage.envs.vec_env import DummyVecEnv, make_vec_env
     from advantage.equations.schedules import Linear
     from advantage.models import ALGORITHMS, DQN, PPO
