@@ -18,6 +18,13 @@ _HOME = {
     "make_vec_env": "advantage.envs.vec_env",
     "check_env": "advantage.envs.check",
     "PotentialShaping": "advantage.envs.shaping",
+    "ActionRepeat": "advantage.envs.wrappers",
+    "ClipReward": "advantage.envs.wrappers",
+    "FrameStack": "advantage.envs.wrappers",
+    "Monitor": "advantage.envs.wrappers",
+    "ScaleReward": "advantage.envs.wrappers",
+    "StickyActions": "advantage.envs.wrappers",
+    "TimeLimit": "advantage.envs.wrappers",
     "evaluate_policy": "advantage.training.evaluation",
     "BaseCallback": "advantage.training.callbacks",
     "CallbackList": "advantage.training.callbacks",
@@ -31,6 +38,15 @@ if TYPE_CHECKING:
     from advantage.envs.check import check_env
     from advantage.envs.shaping import PotentialShaping
     from advantage.envs.vec_env import DummyVecEnv, make_vec_env
+    from advantage.envs.wrappers import (
+        ActionRepeat,
+        ClipReward,
+        FrameStack,
+        Monitor,
+        ScaleReward,
+        StickyActions,
+        TimeLimit,
+    )
     from advantage.equations.schedules import Linear
     from advantage.models import ALGORITHMS, DQN, PPO
     from advantage.training.callbacks import BaseCallback, CallbackList
