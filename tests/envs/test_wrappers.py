@@ -337,7 +337,7 @@ def test_monitor_writes_sb3s_file(tmp_path):
 
 
 def test_sb3_reads_the_file(tmp_path):
-    results = pytest.importorskip("stable_baselines3.common.results_plotter")
+    results = pytest.importorskip("stable_baselines3.common.monitor")
     env = advantage.Monitor(gymnasium.make("CartPole-v1"), tmp_path)
     played = play(env, 2)
     frame = results.load_results(str(tmp_path))
