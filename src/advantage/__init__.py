@@ -17,6 +17,14 @@ _HOME = {
     "DummyVecEnv": "advantage.envs.vec_env",
     "make_vec_env": "advantage.envs.vec_env",
     "check_env": "advantage.envs.check",
+    "PotentialShaping": "advantage.envs.shaping",
+    "ActionRepeat": "advantage.envs.wrappers",
+    "ClipReward": "advantage.envs.wrappers",
+    "FrameStack": "advantage.envs.wrappers",
+    "Monitor": "advantage.envs.wrappers",
+    "ScaleReward": "advantage.envs.wrappers",
+    "StickyActions": "advantage.envs.wrappers",
+    "TimeLimit": "advantage.envs.wrappers",
     "evaluate_policy": "advantage.training.evaluation",
     "compare": "advantage.experiments.compare",
     "BaseCallback": "advantage.training.callbacks",
@@ -38,7 +46,17 @@ __all__ = ["__version__", *_HOME]
 
 if TYPE_CHECKING:
     from advantage.envs.check import check_env
+    from advantage.envs.shaping import PotentialShaping
     from advantage.envs.vec_env import DummyVecEnv, make_vec_env
+    from advantage.envs.wrappers import (
+        ActionRepeat,
+        ClipReward,
+        FrameStack,
+        Monitor,
+        ScaleReward,
+        StickyActions,
+        TimeLimit,
+    )
     from advantage.equations.schedules import Linear
     from advantage.experiments.compare import compare
     from advantage.models import ALGORITHMS, DQN, PPO

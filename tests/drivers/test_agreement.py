@@ -10,6 +10,8 @@ from advantage.algorithms import dqn, ppo
 from advantage.drivers.fused import FusedDriver
 from advantage.drivers.host import HostDriver
 from advantage.envs.jax import make_jax
+from advantage.envs.shaping import PotentialShaping
+from advantage.envs.wrappers import FrameStack, StickyActions, TimeLimit
 from advantage.equations.schedules import Linear
 
 PPO = ppo.Config(n_steps=16, batch_size=16, n_epochs=2, learning_rate=3e-3, net_arch=ppo.Architecture((), (8,), (8,)))
@@ -49,6 +51,16 @@ def test_three_updates_agree(toys, id, name):
     assert host.recent(0).total == fused.recent(0).total > 0
     np.testing.assert_allclose(host.recent(0).returns, fused.recent(0).returns, rtol=1e-5)
     np.testing.assert_array_equal(host.recent(0).lengths, fused.recent(0).lengths)
+
+
+def test_wrapped_environments_agree(toys):
+    """Shaping, sticky actions, frames and a time limit: the wrappers' states go through both drivers alike."""
+    inner = TimeLimit(StickyActions(make_jax("advantage/CartPole-v1")), 7)
+    env = FrameStack(PotentialShaping(inner, lambda obs: 3.0 * abs(obs[2]), 0.99), 2)
+    host, fused = both(toys, env, toys.ppo, PPO, {}, 3 * PPO.steps_per_update * 2)
+    assert_close(host.state, fused.state)
+    assert host.recent(0).total == fused.recent(0).total >= 12
+    np.testing.assert_allclose(host.recent(0).returns, fused.recent(0).returns, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["ppo", "dqn"])

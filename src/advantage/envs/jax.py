@@ -72,7 +72,8 @@ LINEAR_ALGEBRA = {"cholesky", "lu", "geqrf", "geqp3", "qr", "householder_product
 
 def is_ours(env: JaxEnv) -> bool:
     """Whether an environment is this library's own, and computes no linear algebra."""
-    return type(env).__module__ in ("advantage.envs.classic", "advantage.envs.probes")
+    # A wrapper knows of itself and of what is inside it.
+    return getattr(env, "is_ours", type(env).__module__ in ("advantage.envs.classic", "advantage.envs.probes"))
 
 
 def check_threads(env: JaxEnv) -> None:
@@ -85,14 +86,19 @@ def check_threads(env: JaxEnv) -> None:
         return
     key = np.zeros(2, np.uint32)
     action = jax.tree.map(jnp.asarray, env.spec.action.zeros())
-    traced = jax.make_jaxpr(lambda key, action: env.step(env.reset(key)[0], action, key))(key, action)
-    found = LINEAR_ALGEBRA & {equation.primitive.name for equation in _equations(traced.jaxpr)}
+    found = linear_algebra(lambda key, action: env.step(env.reset(key)[0], action, key), key, action)
     if found:
         raise ValueError(
             f"env {env.id!r} uses linear algebra ({', '.join(sorted(found))}), for which XLA has too few threads"
             f" here: set the environment variable NPROC={2 * jax.local_device_count()} before Python starts, or"
             " make its model before JAX is used"
         )
+
+
+def linear_algebra(function: Callable, *arguments: PyTree) -> set[str]:
+    """The names of the decompositions a function computes; it is traced, not run."""
+    traced = jax.make_jaxpr(function)(*arguments)
+    return LINEAR_ALGEBRA & {equation.primitive.name for equation in _equations(traced.jaxpr)}
 
 
 def _equations(jaxpr: Any) -> Iterator[Any]:
@@ -109,7 +115,7 @@ def reset_envs(env: JaxEnv, keys: UInt32[Array, "N 2"]) -> tuple[EnvState, Obser
     """Begin an episode in each of N environments, one key each."""
     env_state, obs = jax.vmap(env.reset)(keys)
     env_state = jax.tree.map(_strong, env_state)
-    obs = _cast(env.spec.observation, obs)
+    obs = as_space(env.spec.observation, obs)
     return env_state, _observed(env, env_state, obs, jnp.ones(keys.shape[:1], bool))
 
 
@@ -134,10 +140,10 @@ def step_envs(
     _same_types(env, fresh, stepped)
     terminated, truncated = jnp.asarray(transition.terminated, bool), jnp.asarray(transition.truncated, bool)
     done = terminated | truncated
-    final_obs = _cast(env.spec.observation, transition.obs)
+    final_obs = as_space(env.spec.observation, transition.obs)
     # A select, not a cond: resets are cheap beside steps, and under vmap over seeds a cond is a select.
     env_state = _select(done, fresh, stepped)
-    obs = _select(done, _cast(env.spec.observation, first_obs), final_obs)
+    obs = _select(done, as_space(env.spec.observation, first_obs), final_obs)
     return env_state, TimeStep(
         _observed(env, env_state, obs, done),
         jnp.asarray(transition.reward, jnp.float32),
@@ -238,12 +244,12 @@ def _observed(env: JaxEnv, env_state: EnvState, obs: PyTree, is_first: Bool[Arra
     return Observed(obs, is_first)
 
 
-def _cast(space: Space, obs: PyTree) -> PyTree:
+def as_space(space: Space, obs: PyTree) -> PyTree:
     """An observation in the structure and dtypes of its space."""
     if space.kind == "dict":
-        return {name: _cast(part, obs[name]) for name, part in space.parts}
+        return {name: as_space(part, obs[name]) for name, part in space.parts}
     if space.kind == "tuple":
-        return tuple(_cast(part, x) for (_, part), x in zip(space.parts, obs, strict=True))
+        return tuple(as_space(part, x) for (_, part), x in zip(space.parts, obs, strict=True))
     return jnp.asarray(obs, space.dtype)
 
 
