@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import advantage.platform  # noqa: F401  (before Brax uses JAX)
+
 pytest.importorskip("brax")
 
 from advantage.envs.brax import BraxEnv  # noqa: E402

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import advantage.platform  # noqa: F401  (before gymnax uses JAX)
+
 pytest.importorskip("gymnax")
 
 from advantage.envs.classic import CartPole, CartPoleState  # noqa: E402
