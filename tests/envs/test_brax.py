@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import advantage.platform  # noqa: F401  (before Brax uses JAX)
+import advantage.platform
 
 pytest.importorskip("brax")
 
-from advantage.envs.brax import BraxEnv  # noqa: E402
-from advantage.envs.jax import is_jax_env, make_jax, reset_envs, step_envs  # noqa: E402
+from advantage.envs.brax import BraxEnv
+from advantage.envs.jax import is_jax_env, make_jax, reset_envs, step_envs
 
 pytestmark = pytest.mark.usefixtures("strict")
 
