@@ -217,11 +217,6 @@ class JaxClipReward(JaxWrapper):
     min_reward: float
     max_reward: float
 
-    def reset(self, key: PRNGKeyArray) -> tuple[Wrapped, PyTree]:
-        """Begin an episode."""
-        inner, obs = self.env.reset(key)
-        return Wrapped(inner, ()), obs
-
     def step(self, env_state: Wrapped, action: Array, key: PRNGKeyArray) -> tuple[Wrapped, Transition]:
         """Take a step for the clipped reward."""
         inner, transition = self.env.step(env_state.inner, action, key)
@@ -235,11 +230,6 @@ class JaxScaleReward(JaxWrapper):
 
     scale: float
 
-    def reset(self, key: PRNGKeyArray) -> tuple[Wrapped, PyTree]:
-        """Begin an episode."""
-        inner, obs = self.env.reset(key)
-        return Wrapped(inner, ()), obs
-
     def step(self, env_state: Wrapped, action: Array, key: PRNGKeyArray) -> tuple[Wrapped, Transition]:
         """Take a step for the scaled reward."""
         inner, transition = self.env.step(env_state.inner, action, key)
@@ -251,11 +241,6 @@ class JaxActionRepeat(JaxWrapper):
     """See `ActionRepeat`."""
 
     num_repeats: int
-
-    def reset(self, key: PRNGKeyArray) -> tuple[Wrapped, PyTree]:
-        """Begin an episode."""
-        inner, obs = self.env.reset(key)
-        return Wrapped(inner, ()), obs
 
     def step(self, env_state: Wrapped, action: Array, key: PRNGKeyArray) -> tuple[Wrapped, Transition]:
         """Take the action until it was repeated enough or the episode is over."""

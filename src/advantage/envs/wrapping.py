@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import gymnasium
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from advantage.envs.jax import EnvState, JaxEnv, Transition, is_jax_env, is_ours
 from advantage.types import Spec
@@ -32,8 +32,8 @@ class Wrapped(NamedTuple):
 class JaxWrapper:
     """A JAX environment around another: hashable where that is, pure, under any number of `vmap`s.
 
-    Subclasses write `reset` and `step`, whose states are `Wrapped`. `id` and `spec` are the inner
-    environment's, as are `action_mask` and `render` where it has them.
+    Subclasses write `step`, and `reset` if they remember anything; states are `Wrapped`. `id` and `spec` are the
+    inner environment's, as are `action_mask` and `render` where it has them.
     """
 
     env: JaxEnv
@@ -51,6 +51,11 @@ class JaxWrapper:
     def is_ours(self) -> bool:
         """See `envs.jax.is_ours`: a wrapper computes no linear algebra of its own."""
         return is_ours(self.env)
+
+    def reset(self, key: PRNGKeyArray) -> tuple[Wrapped, PyTree]:
+        """Begin an episode."""
+        inner, obs = self.env.reset(key)
+        return Wrapped(inner, ()), obs
 
     def __getattr__(self, name: str) -> Callable[[Wrapped], Any]:
         # The protocol's optional methods: there only where the inner environment has them.

@@ -86,7 +86,8 @@ def compare(
     protocol = _checked_protocol(
         env, total_timesteps, evaluations, n_eval_episodes, evaluation_seed, deterministic
     )
-    first, last = whole("seed", seed, 0), whole("seed", seed, 0) + whole("seeds", seeds, 1)
+    first = whole("seed", seed, 0)
+    last = first + whole("seeds", seeds)
     stored, path = read_results(out), Path(out) / FILE
     check_protocol(stored.protocol, protocol, path)
     for name in names:
