@@ -32,7 +32,7 @@ ROOMS = {
     "algorithms": FOUNDATION | {"memory"},
     "envs": {"types", "platform"},
     "drivers": {"types", "equations", "envs"},
-    "training": FOUNDATION | {"envs", "drivers"},  # networks: model files name their activations and optimisers
+    "training": FOUNDATION | {"envs", "drivers", "__init__"},  # networks: model files name their activations and optimisers
     "models": FOUNDATION | {"memory", "algorithms", "envs", "drivers", "training", "__init__"},
     "experiments": {"types", "equations", "envs", "drivers", "training", "models", "__init__"},
     "llm": {"types", "equations", "networks", "training"},

@@ -84,8 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def train(
-    algorithm: Annotated[Positional[str], arg(metavar="ALGO")],
-    env: Annotated[Positional[str], arg(metavar="ENV")],
+    algorithm: Annotated[Positional[str | None], arg(metavar="ALGO")] = None,
+    env: Annotated[Positional[str | None], arg(metavar="ENV")] = None,
     /,
     *,
     total_timesteps: int = 100_000,
@@ -95,6 +95,8 @@ def train(
     settings: Settings = (),
     out: Annotated[Path | None, arg(metavar="DIR")] = None,
     log: Annotated[UseAppendAction[tuple[tuple[str, ...], ...]], arg(metavar="FORMAT [...]")] = (),
+    checkpoint_every: int | None = None,
+    resume: Annotated[Path | None, arg(metavar="DIR")] = None,
     verbose: bool = False,
     debug: Debug = False,
 ) -> int:
@@ -110,10 +112,16 @@ def train(
         settings: Hyper-parameters: numbers, true, none, JSON lists and dicts, or lin_1e-3 (falls to 0).
         out: Folder for model.zip and progress.csv; runs/ALGO_ENV_n by default.
         log: Where values go besides progress.csv: json, tensorboard, wandb, mlflow, trackio.
+        checkpoint_every: Steps between checkpoints in DIR/checkpoints, from which --resume DIR goes on.
+        resume: Go on with the run in this folder to its planned end; ALGO, ENV and settings are its own.
         verbose: Print a table of the training's values at every log.
     """
     from advantage.training.loggers import configure, run_folder
 
+    if resume is not None:
+        return _go_on(resume, algorithm, env, settings)
+    if algorithm is None or env is None:
+        raise Refusal("train needs an algorithm and an environment: advantage train PPO CartPole-v1")
     face = _face(algorithm)
     if total_timesteps < 1:
         raise Refusal(f"--total-timesteps {total_timesteps}: has to be at least 1")
@@ -123,11 +131,34 @@ def train(
     folder = str(out or run_folder("runs", f"{face.__name__}_{_file_name(env)}"))
     formats = dict.fromkeys(["csv", *(["stdout"] if verbose else []), *(name for group in log for name in group)])
     model.set_logger(configure(folder, list(formats)))
-    path, code, began = Path(folder) / "model.zip", 0, time.perf_counter()
+    checkpoints = None if checkpoint_every is None else Path(folder) / "checkpoints"
+    return _learn(
+        model, Path(folder), total_timesteps, checkpoint_dir=checkpoints, checkpoint_every=checkpoint_every
+    )
+
+
+def _go_on(folder: Path, algorithm: str | None, env: str | None, settings: Sequence[Sequence[str]]) -> int:
+    """Resume the run of a folder."""
+    from advantage.models import Model
+
+    if settings:
+        raise Refusal("--set beside --resume: a resumed run keeps its settings, so leave --set out")
+    face = Model if algorithm is None else _face(algorithm)
+    model = face.resume(folder, env)
+    if model.num_timesteps >= model._stop:
+        print(f"the run in {folder} has reached its end of {model._stop:,} steps")
+        return 0
+    print(f"going on at {model.num_timesteps:,} of {model._stop:,} steps")
+    return _learn(model, folder.parent if folder.name == "checkpoints" else folder, None)
+
+
+def _learn(model: Model, folder: Path, total_timesteps: int | None, **options: Any) -> int:
+    """Train, save the model to the folder whatever happens, and print what came of it."""
+    path, code, began, before = folder / "model.zip", 0, time.perf_counter(), model.num_timesteps
     try:
-        model.learn(total_timesteps, progress_bar=True)
+        model.learn(total_timesteps, progress_bar=True, **options)
     except KeyboardInterrupt:
-        print(f"stopped at {model.num_timesteps:,} of {total_timesteps:,} steps", file=sys.stderr)
+        print(f"stopped at {model.num_timesteps:,} of {model._stop:,} steps", file=sys.stderr)
         code = INTERRUPTED
     finally:
         # Also after an error: the model is as after its last good update.
@@ -135,9 +166,11 @@ def train(
         model.logger.close()
         if model.num_timesteps:
             model.save(path)
+            seeds = model.num_seeds
             returns = [model._driver.recent(s).returns for s in range(seeds)]
-            title = f"{face.__name__} on {env}: the last episodes of training"
-            print_table(title, returns, seed, f"{model.num_timesteps * seeds / seconds:,.0f} steps/s")
+            title = f"{type(model).__name__} on {model._env_name()}: the last episodes of training"
+            speed = (model.num_timesteps - before) * seeds / seconds
+            print_table(title, returns, model.seed or 0, f"{speed:,.0f} steps/s")
             print(f"saved {path}")
     return code
 

@@ -11,6 +11,9 @@ import dataclasses
 import difflib
 import functools
 import inspect
+import os
+import pathlib
+import uuid
 import warnings
 from collections.abc import Mapping
 from types import ModuleType
@@ -36,6 +39,7 @@ from advantage.memory.replayed import init_memory, replayed_update
 from advantage.networks.policy_kwargs import network_fields
 from advantage.training import loggers
 from advantage.training.callbacks import as_callback
+from advantage.training.checkpoints import Checkpoints, NotACheckpoint, find, read
 from advantage.training.files import NotAModel, Target, named_arrays, read_model, restored, write_model
 from advantage.training.hyperparameters import (
     configured,
@@ -47,6 +51,14 @@ from advantage.training.hyperparameters import (
 )
 from advantage.training.loop import Run, train
 from advantage.training.progress import LiveProgress
+from advantage.training.resuming import (
+    check_env_id,
+    check_versions,
+    env_is_plain,
+    env_to_resume,
+    planned_checkpoints,
+    restore_driver,
+)
 from advantage.types import Agent, Observed, Space, Spec
 
 # What a face takes besides its algorithm's hyper-parameters, with defaults; SB3's names, then ours.
@@ -93,7 +105,8 @@ class Model:
             policy=_known_policy(policy), verbose=options["verbose"], tensorboard_log=options["tensorboard_log"],
             policy_kwargs=dict(options["policy_kwargs"] or {}), stats_window_size=options["stats_window_size"],
             num_timesteps=0, num_seeds=whole("seeds", options["seeds"]), _env=None, _driver=None, _spec=None,
-            _state=None, _logger=None, env_id=None, _acting={}, _stop=0, _predictions=0, _write_log=None, _device=_device(options["device"]),
+            _state=None, _logger=None, _given_logger=None, _run=None, _run_id=None, _resumed=None, env_id=None,
+            _acting={}, _stop=0, _predictions=0, _write_log=None, _device=_device(options["device"]),
             n_envs=whole("n_envs", options["n_envs"]),
         )  # fmt: skip
         self._set(_config=None, _schedules={})
@@ -108,50 +121,113 @@ class Model:
 
     def learn(
         self,
-        total_timesteps: int | float,
+        total_timesteps: int | float | None = None,
         callback: Any = None,
         log_interval: int | None = -1,
         tb_log_name: str | None = None,
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
+        checkpoint_dir: str | os.PathLike[str] | None = None,
+        checkpoint_every: int | float | None = None,
+        checkpoint_keep: int | float | None = 3,
     ) -> Model:
         """Train for `total_timesteps` environment steps (of each seed), exactly.
 
         Args:
+            total_timesteps: left out after `resume`, which goes on to the end that was planned.
             callback: a function `f(locals, globals) -> bool`, a `BaseCallback`, or a list of these.
             log_interval: rollouts (on-policy) or episodes (off-policy) between logs; None: no log.
             tb_log_name: the run's name under `tensorboard_log`; the algorithm's by default.
             reset_num_timesteps: begin new episodes and count from 0, else go on.
             progress_bar: show live progress.
+            checkpoint_dir: folder for checkpoints, from which `resume` goes on; the last one is written when
+                training ends or is stopped.
+            checkpoint_every: environment steps (of each seed) between checkpoints.
+            checkpoint_keep: how many of the newest stay; None: all.
 
         Raises:
             ValueError: no environment, or a number that is not positive; before anything is trained.
+            OSError: a checkpoint cannot be written; the model is as trained so far.
             KeyboardInterrupt: after Ctrl-C; the model can go on, predict and save.
             EnvironmentFailure, TrainingFailure: see `advantage.training.loop.train`.
         """
         if self._driver is None:
             raise ValueError("this model has no environment: give one with set_env(env) or load(path, env=env)")
-        whole("total_timesteps", total_timesteps)
-        if reset_num_timesteps and self.num_timesteps:
+        resumed = self._resumed if total_timesteps is None else None
+        if total_timesteps is None and resumed is None:
+            raise ValueError("total_timesteps is missing: only a model from resume(...) knows where it was to end")
+        run_id = resumed["run_id"] if resumed else self._run_id
+        if run_id is None or (reset_num_timesteps and not resumed):
+            run_id = uuid.uuid4().hex
+        checkpoints = planned_checkpoints(checkpoint_dir, checkpoint_every, checkpoint_keep, resumed, run_id)
+        steps = resumed["plan"]["stop"] - self.num_timesteps if resumed else whole("total_timesteps", total_timesteps)
+        if reset_num_timesteps and self.num_timesteps and resumed is None:
             self._driver.reset()
             self._set(num_timesteps=0)
-        name = tb_log_name or type(self).__name__
-        self._set(_logger=self._make_logger(name, reset_num_timesteps))
+        name = tb_log_name or (resumed["plan"]["name"] if resumed else type(self).__name__)
+        self._set(_logger=self._make_logger(name, reset_num_timesteps, resumed))
+        if log_interval == -1:
+            log_interval = resumed["plan"]["log_interval"] if resumed else self.log_interval
         run = Run(
-            self, self._driver, self._config, self._active_schedules(), self.num_timesteps,
-            self.num_timesteps + int(total_timesteps), as_callback(callback), self._logger,
-            self.log_interval if log_interval == -1 else log_interval, self.log_episodes, self.algorithm.LOGGED,
-            LiveProgress(int(total_timesteps), f"{type(self).__name__} {self._env_name()}", progress_bar),
+            self, self._driver, self._config, self._active_schedules(), self.num_timesteps, self.num_timesteps + steps,
+            as_callback(callback), self._logger, log_interval, self.log_episodes, self.algorithm.LOGGED,
+            LiveProgress(steps, f"{type(self).__name__} {self._env_name()}", progress_bar), name, checkpoints, resumed,
         )  # fmt: skip
-        if not self._logger.output_formats:
-            run.log_interval = None
-        self._set(_stop=run.stop)
+        self._set(_stop=run.stop, _run=run, _resumed=None, _run_id=run_id)
         if hasattr(self._logger, "settings"):  # a logger of the user's may know SB3's methods only
             self._logger.settings(self._settings())
         run.callback.init_callback(self)
         with self._on_device():
             train(run)
         return self
+
+    def save_checkpoint(self, folder: str | os.PathLike[str]) -> pathlib.Path:
+        """Write a checkpoint of the last `learn` as it is now, also after Ctrl-C; `resume(folder)` reads it.
+
+        Raises:
+            ValueError: nothing was trained.
+            OSError: it cannot be written.
+        """
+        if self._run is None:
+            raise ValueError("save_checkpoint() writes what learn(...) has begun: nothing was trained with this model")
+        checkpoints = Checkpoints(folder, None, None, self._run_id)
+        checkpoints.prepare()
+        return checkpoints.write(self._run)
+
+    @classmethod
+    def resume(
+        cls, folder: str | os.PathLike[str], env: Any = None, at: int | None = None, device: str = "auto", **overrides: Any
+    ) -> Model:
+        """The model of a checkpoint, ready for `learn()`, which goes on to the planned end with the same bits.
+
+        Args:
+            folder: the `checkpoint_dir` of `learn`.
+            env: what the run was trained on; None makes it by its id.
+            at: steps of an earlier checkpoint; None: the newest.
+            overrides: functions that a file only names (a network, loss or schedule of yours), given again.
+
+        Raises:
+            NotACheckpoint: there is none, it is damaged, or it belongs to another algorithm.
+            ValueError: `env` is missing, or is not the run's; the difference is named.
+        """
+        path = find(folder, at)
+        header, kept = read(path)
+        stored = read_model(path / "model.zip")[0]
+        face = ALGORITHMS[stored["algorithm"]] if cls is Model else cls
+        if stored["algorithm"] != face.__name__:
+            name = stored["algorithm"]
+            raise NotACheckpoint(f"{path} holds a run of {name}: go on with {name}.resume(...)")
+        env = env_to_resume(env, stored)
+        check_env_id(env if isinstance(env, str) else None, stored)
+        reserve_threads(env)
+        check_versions(header, stored["schedules"], overrides)
+        model = face.load(path / "model.zip", device=device, **overrides)
+        model.set_env(env)
+        check_env_id(model.env_id, stored)
+        with model._on_device():
+            restore_driver(model._driver, model._config, kept, str(path))
+        model._set(_predictions=header["predictions"], _resumed={**header, "folder": path.parent})
+        return model
 
     def dump_logs(self) -> None:
         """Write a row of the log now, besides those of `log_interval`: for callbacks, while `learn` runs.
@@ -163,8 +239,12 @@ class Model:
             raise ValueError("dump_logs() writes what training shows at this moment: call it in a callback of learn")
         self._write_log()
 
-    def _make_logger(self, name: str, reset_num_timesteps: bool) -> loggers.Logger:
-        return loggers.configure_run(self.verbose, self.tensorboard_log, name, reset_num_timesteps)
+    def _make_logger(self, name: str, reset: bool, resumed: Mapping[str, Any] | None = None) -> loggers.Logger:
+        if resumed is None:
+            return self._given_logger or loggers.configure_run(self.verbose, self.tensorboard_log, name, reset)
+        logger = self._given_logger or loggers.resumed_logger(resumed["logger"], self.num_timesteps)
+        loggers.give_pending(logger, resumed["logger"])
+        return logger
 
     def _settings(self) -> dict[str, Any]:
         """What trackers keep of a run: hyper-parameters, also those that are functions, and the environment."""
@@ -269,6 +349,7 @@ class Model:
             "observation_space": _plain_space(self._require_spec().observation),
             "action_space": _plain_space(self._spec.action),
             "env_id": self.env_id,
+            "env_plain": self._env is None or env_is_plain(self._env),
             "counters": {"num_timesteps": self.num_timesteps, "stop": self._stop, "seeds": self.num_seeds},
             "options": {name: getattr(self, name) for name in STORED_OPTIONS},
         }
@@ -458,7 +539,7 @@ class Model:
 
     def set_logger(self, logger: loggers.Logger) -> None:
         """Log to this logger from now on."""
-        self._set(_logger=logger, _make_logger=lambda name, reset: logger)
+        self._set(_logger=logger, _given_logger=logger)
 
     @property
     def observation_space(self) -> gymnasium.Space:

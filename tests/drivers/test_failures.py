@@ -119,10 +119,10 @@ def test_faults_inside_a_vector_env(toys, mode, fault, at):
 def test_a_fault_names_the_seed(toys):
     """With several seeds the error says whose environment it was, counted within that seed."""
     model = model_on("PPO", make_vec_env(lambda: toys.Faulty(), n_envs=2), seeds=2)
-    model._driver.envs.envs[3].arm("step", 3)
+    model._driver.envs.envs[3].unwrapped.arm("step", 3)
     with pytest.raises(EnvironmentFailure, match="env 1 of seed index 1 raised ZeroDivisionError"):
         model.learn(64)
-    model._driver.envs.envs[2].arm("reward", 3)
+    model._driver.envs.envs[2].unwrapped.arm("reward", 3)
     with pytest.raises(EnvironmentFailure, match="env 0 of seed 2 gave a reward"):
         model.learn(64)
 

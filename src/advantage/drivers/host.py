@@ -27,8 +27,8 @@ from advantage.drivers.common import (
     scheduled_values,
     streams,
 )
+from advantage.drivers.guard import bad_row
 from advantage.drivers.packing import ActorParts, Layout, Packed, Table
-from advantage.envs.check import first_bad_row
 from advantage.envs.vector import EnvironmentFailure, HostEnvs
 from advantage.equations.schedules import Schedule
 from advantage.equations.threefry import written_out
@@ -154,19 +154,21 @@ class HostDriver:
         programs = _programs(self.agent, config, self.spec, self.num_seeds, self.num_envs, names)
         self._least = start
 
-        def values() -> np.ndarray:
-            left = [1.0 - min(done / max(stop, 1), 1.0) for done in (self._least + self._ahead).tolist()]
+        def values(steps: np.ndarray) -> np.ndarray:
+            left = [1.0 - min(done / max(stop, 1), 1.0) for done in steps.tolist()]
             return scheduled_values(schedules, np.array(left))
 
-        own = programs.actor(self._arrays, values())
+        # A chunk begun by an earlier run goes on as it began.
+        own = programs.actor(self._arrays, values(self._steps() if self._rows is None else self._rows.began))
         while self._least < stop:
             if not self._collect(config, programs, own, stop, on_step):
                 return
             rows, self._rows = self._rows, None
             rollout = rows.close(self._observed)
-            if not rows.finite():
-                self._refuse(rows)
-            self._arrays, own, table = programs.update(self._arrays, rollout, rows.carry, values())
+            if not rows.finite() and (failure := bad_row(rows.arrays, self.seeds, self._steps())) is not None:
+                self.reset()
+                raise failure  # before anything not finite reaches an agent
+            self._arrays, own, table = programs.update(self._arrays, rollout, rows.carry, values(self._steps()))
             self.version += 1
             metrics = table.read()
             self._spare = rows  # the update was waited for: its rows may be written again
@@ -212,7 +214,10 @@ class HostDriver:
         if rows is None or rows.config is not config or rows.episodes is not None:
             mask = self._observed.action_mask
             rows = Rows(self.spec, config, self.num_seeds, self.num_envs, 0 if mask is None else mask.shape[-1])
-        return rows.begin(self._carry)
+        return rows.begin(self._carry, self._steps())
+
+    def _steps(self) -> np.ndarray:
+        return self._least + self._ahead  # of each seed
 
     def _failure(self, step: int, error: EnvironmentFailure) -> EnvironmentFailure:
         self.reset()
@@ -235,7 +240,7 @@ class HostDriver:
         if valid is None and self._together and self._least + self.num_envs <= stop:
             self._least += self.num_envs
             return None
-        steps = self._least + self._ahead
+        steps = self._steps()
         if valid is None:
             valid = np.ones((self.num_seeds, self.num_envs), bool)
         counted = valid & (np.cumsum(valid, axis=1) <= (stop - steps)[:, None])
@@ -245,20 +250,6 @@ class HostDriver:
         self._ahead = steps - self._least
         self._together = not self._ahead.any()
         return counted
-
-    def _refuse(self, rows: "Rows") -> None:
-        """Stop before anything not finite reaches an agent."""
-        steps = self._least + self._ahead  # after the chunk
-        for s in range(self.num_seeds):
-            one = jax.tree.map(lambda x, s=s: x[s], rows.arrays).chunk(())
-            if (found := first_bad_row(one)) is not None:
-                taken, n, name = found
-                step = int(steps[s] - one.valid.sum()) + taken
-                self.reset()
-                raise EnvironmentFailure(
-                    f"env {n} of seed {self.seeds[s]} gave {'a' if name == 'reward' else 'an'} {name} that is NaN or infinite, at step {step:,}:"
-                    " the agent is as before that step's update; mend the environment"
-                )
 
 
 class Rollout(NamedTuple):
@@ -321,9 +312,9 @@ class Rows:
         self.arrays: Rollout = self.packed.unpack()  # views
         self.arrays.flags[:, 3] = True
 
-    def begin(self, carry: PyTree) -> "Rows":
-        """Start a chunk with the policy's carry."""
-        self.count, self.carry = 0, carry if carry == () else jax.tree.map(jnp.copy, carry)
+    def begin(self, carry: PyTree, steps: np.ndarray) -> "Rows":
+        """Start a chunk with the policy's carry, after `steps [S]` of each seed."""
+        self.count, self.began, self.carry = 0, steps, carry if carry == () else jax.tree.map(jnp.copy, carry)
         self.arrays.flags[:, 1:3], self.arrays.flags[:, 3] = False, True
         return self
 

@@ -11,6 +11,7 @@ import gymnasium
 from advantage import platform
 from advantage.envs.check import check_env
 from advantage.envs.jax import is_jax_env, is_ours, make_jax
+from advantage.envs.recorder import recorded
 from advantage.envs.vec_env import DummyVecEnv
 from advantage.envs.vector import HostEnvs, SyncEnvs, VectorEnvs
 
@@ -76,7 +77,7 @@ def host_envs(env: Any, num_seeds: int) -> HostEnvs:
         copies = [_vector_copy(env) for _ in range(num_seeds - 1)]
         return VectorEnvs([env, *copies])
     copies = [[make() for make in env.env_fns] for _ in range(num_seeds - 1)]
-    return SyncEnvs([env.envs, *copies])
+    return SyncEnvs([[recorded(one) for one in group] for group in (env.envs, *copies)])
 
 
 def _wrap(env: gymnasium.Env) -> DummyVecEnv:

@@ -118,6 +118,11 @@ class SyncEnvs:
                 return f"{self._name(i)} answered {answer!r} to step"
         return "an answer to step cannot be used"
 
+    def call_each(self, name: str, arguments: Sequence[tuple] | None = None) -> list[Any]:
+        """Call a method of every environment, each with arguments of its own, and answer in their order."""
+        arguments = [()] * len(self.envs) if arguments is None else arguments
+        return [env.get_wrapper_attr(name)(*given) for env, given in zip(self.envs, arguments, strict=True)]
+
     def close(self) -> None:
         for env in self.envs:
             env.close()

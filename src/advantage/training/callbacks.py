@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from advantage.training.ready_callbacks import (
@@ -52,9 +52,12 @@ class BaseCallback(ABC):
         locals, globals: what the training loop shows, a mapping; see `update_locals`.
         parent: the callback that triggers this one, or None.
         verbose: 0 for no output, 1 for messages, 2 for details.
+        RESUMED: names of attributes that a checkpoint keeps and a resumed run gets back: numbers, text, NumPy
+            arrays, or lists and dicts of these. Set it in a subclass.
     """
 
     model: Any
+    RESUMED: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, verbose: int = 0):
         self.n_calls = 0
@@ -124,6 +127,19 @@ class BaseCallback(ABC):
     def on_training_end(self) -> None:
         """Training is over, also when it was stopped."""
         self._on_training_end()
+
+    def get_state(self) -> dict[str, Any]:
+        """What a checkpoint keeps: the number of calls and the attributes named in `RESUMED`."""
+        return {"n_calls": self.n_calls, **{name: getattr(self, name) for name in self.RESUMED}}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Take over what a checkpoint kept; called once a resumed run has started."""
+        for name, value in state.items():
+            setattr(self, name, value)
+
+    def children(self) -> list[BaseCallback]:
+        """The callbacks inside this one."""
+        return []
 
     def update_locals(self, locals_: Mapping[str, Any]) -> None:
         """Show the training loop's newest variables in `locals`, over those of the training's start.
@@ -200,6 +216,9 @@ class CallbackList(BaseCallback):
             for callback in reversed(self.callbacks):
                 ends.callback(callback.on_training_end)
 
+    def children(self) -> list[BaseCallback]:
+        return self.callbacks
+
     def update_child_locals(self, locals_: Mapping[str, Any]) -> None:
         for callback in self.callbacks:
             callback.update_locals(locals_)
@@ -241,6 +260,29 @@ def as_callback(callback: Any) -> BaseCallback:
         f"callback is a {type(callback).__name__}: expected None, a function f(locals, globals) -> bool, "
         "a BaseCallback, or a list of these"
     )
+
+
+def state_of(callback: Any) -> dict[str, Any]:
+    """What a checkpoint keeps of a callback and of those inside it. One of SB3's own keeps nothing."""
+    if not hasattr(callback, "get_state"):
+        return {"kind": type(callback).__name__, "state": {}, "children": []}
+    children = [state_of(child) for child in callback.children()]
+    return {"kind": type(callback).__name__, "state": callback.get_state(), "children": children}
+
+
+def give_state(callback: Any, kept: Mapping[str, Any]) -> bool:
+    """Give a callback, and those inside it, what a checkpoint kept; False where it kept other callbacks'."""
+    if _kinds(state_of(callback)) != _kinds(kept):
+        return False
+    if hasattr(callback, "set_state"):
+        callback.set_state(kept["state"])
+        for child, own in zip(callback.children(), kept["children"], strict=True):
+            give_state(child, own)
+    return True
+
+
+def _kinds(kept: Mapping[str, Any]) -> tuple:
+    return (kept["kind"], *map(_kinds, kept["children"]))
 
 
 def __getattr__(name: str) -> Any:

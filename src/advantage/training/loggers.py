@@ -24,6 +24,9 @@ DEBUG, INFO, WARN, ERROR, DISABLED = 10, 20, 30, 40, 50
 
 FORMATS = ("stdout", "log", "csv", "json", "tensorboard", "wandb", "mlflow", "trackio")
 
+STEPS = "time/total_timesteps"
+"""The key that says at which step a row was written."""
+
 Excluded = Mapping[str, tuple[str, ...]]
 
 
@@ -40,11 +43,18 @@ class KVWriter(ABC):
             step: environment steps so far.
         """
 
+    name = ""
+    """Of its format among `FORMATS`; a writer without one cannot be made anew when a run is resumed."""
+
     def write_text(self, text: str) -> None:
         """Write a message, where the format has a place for one."""
 
     def settings(self, values: Mapping[str, Any]) -> None:
         """Keep a run's hyper-parameters, where the format has a place for them."""
+
+    def identity(self) -> str | None:
+        """By what a resumed run finds its record again, where a folder does not tell."""
+        return None
 
     @abstractmethod
     def close(self) -> None:
@@ -56,13 +66,15 @@ class ConsoleTable(KVWriter):
 
     Args:
         path: a text file to (over)write; None prints to stdout.
+        append: go on with an existing file.
         max_length: longest key and value; what is longer is cut. No table is wider than
             `2 * max_length + 7`.
     """
 
-    def __init__(self, path: str | None = None, max_length: int = 36):
-        self.max_length = max_length
-        self._file: IO[str] | None = None if path is None else open(path, "w", encoding="utf-8")
+    def __init__(self, path: str | None = None, max_length: int = 36, append: bool = False):
+        self.max_length, self.name = max_length, "stdout" if path is None else "log"
+        mode = "a" if append else "w"
+        self._file: IO[str] | None = None if path is None else open(path, mode, encoding="utf-8")
 
     def write(self, key_values: Mapping[str, Any], key_excluded: Excluded, step: int = 0) -> None:
         rows = self._rows(included(key_values, key_excluded, "stdout", "log"))
@@ -111,13 +123,20 @@ class CSVWriter(KVWriter):
         path: the file.
         append: go on with an existing file (a resumed run) instead of overwriting it. A last line that a
             crash cut short is dropped.
+        until: of an existing file's rows those up to this step stay; what was written after it is done again.
     """
 
-    def __init__(self, path: str, append: bool = False):
+    name = "csv"
+
+    def __init__(self, path: str, append: bool = False, until: int | None = None):
         self.path = path
         self.columns: list[str] = []
         if append and os.path.exists(path):
             rows = self._read()
+            if STEPS in (rows[0] if rows else ()):
+                column = rows[0].index(STEPS)
+                late = [len(row) > column and _is_after(row[column], until) for row in rows]
+                rows = [row for i, row in enumerate(rows) if i == 0 or not late[i]]
             self.columns = rows[0] if rows else []
             self._rewrite(rows)
         else:
@@ -158,10 +177,20 @@ class CSVWriter(KVWriter):
 
 
 class JSONWriter(KVWriter):
-    """A file with one JSON object per line (over)written at `path`."""
+    """A file with one JSON object per line at `path`; `append` and `until` as for `CSVWriter`."""
 
-    def __init__(self, path: str):
-        self._file = open(path, "w", encoding="utf-8")
+    name = "json"
+
+    def __init__(self, path: str, append: bool = False, until: int | None = None):
+        lines = []
+        if append and os.path.exists(path):
+            with open(path, encoding="utf-8") as file:
+                lines = [line for line in file if line.endswith("\n")]
+            lines = [line for line in lines if not _is_after(json.loads(line).get(STEPS), until)]
+            with open(f"{path}.new", "w", encoding="utf-8") as file:
+                file.writelines(lines)
+            os.replace(f"{path}.new", path)
+        self._file = open(path, "a" if append else "w", encoding="utf-8")
 
     def write(self, key_values: Mapping[str, Any], key_excluded: Excluded, step: int = 0) -> None:
         values = included(key_values, key_excluded, "json")
@@ -177,15 +206,18 @@ class TensorBoardWriter(KVWriter):
     """TensorBoard event files in `folder`: keys are tags, the x-axis is environment steps.
 
     Numbers become scalars, strings text, arrays histograms; None is skipped. Each `write` is flushed.
+    `until` says from which step on TensorBoard forgets what the folder's earlier files hold.
 
     Raises:
         ImportError: neither `tensorboard` nor `tensorboardX` is installed.
     """
 
-    def __init__(self, folder: str):
+    name = "tensorboard"
+
+    def __init__(self, folder: str, until: int | None = None):
         _require_tensorboard()
         backend = _TensorBoard if _installed("tensorboard") else _TensorBoardX
-        self._backend = backend(folder)
+        self._backend = backend(folder, until)
 
     def write(self, key_values: Mapping[str, Any], key_excluded: Excluded, step: int = 0) -> None:
         for key, value in included(key_values, key_excluded, "tensorboard").items():
@@ -211,13 +243,16 @@ class TensorBoardWriter(KVWriter):
 class _TensorBoard:
     """Event files written by the `tensorboard` package alone, without TensorFlow or torch."""
 
-    def __init__(self, folder: str):
-        from tensorboard.compat.proto.event_pb2 import Event
+    def __init__(self, folder: str, until: int | None):
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.compat.proto.summary_pb2 import Summary
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         self._event, self._summary = Event, Summary
         self._writer = EventFileWriter(folder)
+        if until is not None:
+            start = SessionLog(status=SessionLog.START)
+            self._writer.add_event(Event(session_log=start, step=until + 1, wall_time=time.time()))
 
     def scalar(self, tag: str, value: float, step: int) -> None:
         self._add(self._summary(value=[self._summary.Value(tag=tag, simple_value=value)]), step)
@@ -245,10 +280,10 @@ class _TensorBoard:
 class _TensorBoardX:
     """Event files written by the `tensorboardX` package."""
 
-    def __init__(self, folder: str):
+    def __init__(self, folder: str, until: int | None):
         from tensorboardX import SummaryWriter
 
-        self._writer = SummaryWriter(folder)
+        self._writer = SummaryWriter(folder, purge_step=None if until is None else until + 1)
 
     def scalar(self, tag: str, value: float, step: int) -> None:
         self._writer.add_scalar(tag, value, int(step))
@@ -468,20 +503,66 @@ def run_folder(
         return folder
 
 
-def _make_writer(name: str, folder: str, append: bool) -> KVWriter:
+def describe_logger(logger: Any) -> dict[str, Any]:
+    """What a checkpoint keeps of a logger: its writers, and values recorded and not yet written."""
+    if not isinstance(logger, Logger):
+        return {"folder": None, "formats": {}, "foreign": [type(logger).__name__], "pending": []}
+    known = {writer.name: writer.identity() for writer in logger.output_formats if getattr(writer, "name", "")}
+    foreign = [type(writer).__name__ for writer in logger.output_formats if not getattr(writer, "name", "")]
+    excluded, counts = logger.name_to_excluded, logger.name_to_count
+    values = {key: plain(value) for key, value in logger.name_to_value.items()}
+    pending = [
+        [key, value, list(excluded.get(key, ())), counts.get(key)]
+        for key, value in values.items()
+        if isinstance(value, bool | int | float | str | np.ndarray)
+    ]
+    return {"folder": logger.dir, "formats": known, "foreign": foreign, "pending": pending}
+
+
+def resumed_logger(kept: Mapping[str, Any], steps: int) -> Logger:
+    """A logger that goes on where a checkpoint found one, without the rows written after step `steps`.
+
+    Raises:
+        OSError: its folder cannot be written to.
+        ImportError: a format without its package.
+    """
+    folder, formats = kept["folder"], kept["formats"]
+    if folder is not None:
+        _check_writable(folder)
+    return Logger(folder, [_make_writer(name, folder or "", True, steps, formats[name]) for name in formats])
+
+
+def give_pending(logger: Logger, kept: Mapping[str, Any]) -> None:
+    """Record again what a checkpoint found recorded and not yet written."""
+    for key, value, excluded, count in kept["pending"]:
+        logger.record(key, value, tuple(excluded))
+        if count is not None:
+            logger.name_to_count[key] = count
+
+
+def _make_writer(
+    name: str, folder: str, append: bool, until: int | None = None, identity: str | None = None
+) -> KVWriter:
     if name == "stdout":
         return ConsoleTable()
     if name == "log":
-        return ConsoleTable(os.path.join(folder, "log.txt"))
+        return ConsoleTable(os.path.join(folder, "log.txt"), append=append and until is not None)
     if name == "csv":
-        return CSVWriter(os.path.join(folder, "progress.csv"), append)
+        return CSVWriter(os.path.join(folder, "progress.csv"), append, until)
     if name == "json":
-        return JSONWriter(os.path.join(folder, "progress.json"))
+        return JSONWriter(os.path.join(folder, "progress.json"), append and until is not None, until)
     if name == "tensorboard":
-        return TensorBoardWriter(folder)
+        return TensorBoardWriter(folder, until)
     from advantage.training.trackers import TRACKERS  # which is built on this module
 
-    return TRACKERS[name](folder)
+    return TRACKERS[name](folder, identity)
+
+
+def _is_after(steps: Any, until: int | None) -> bool:
+    try:
+        return until is not None and float(steps) > until
+    except (TypeError, ValueError):  # a row without a step, or another file's
+        return False
 
 
 def _check_writable(folder: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -12,7 +13,8 @@ import jax
 import numpy as np
 
 from advantage.drivers.common import Report
-from advantage.training.callbacks import BaseCallback, CallbackList
+from advantage.training.callbacks import BaseCallback, CallbackList, give_state
+from advantage.training.checkpoints import Checkpoints
 from advantage.training.interrupt import Interrupt
 from advantage.training.loggers import Logger
 from advantage.training.progress import LiveProgress
@@ -37,6 +39,10 @@ class Run:
         logger: where values go every `log_interval`.
         log_interval: updates between logs, or finished episodes where `log_episodes`.
         logged: config field to log key, for scheduled and constant fields alike.
+        progress: what moves on the screen.
+        name: of the run, in logs.
+        checkpoints: where it is written to, or None.
+        resumed: the header of the checkpoint it goes on from, or None.
     """
 
     model: Any
@@ -51,6 +57,22 @@ class Run:
     log_episodes: bool
     logged: Mapping[str, str]
     progress: LiveProgress
+    name: str = ""
+    checkpoints: Checkpoints | None = None
+    resumed: Mapping[str, Any] | None = None
+    log: _Log = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        self.log = _Log(self)
+
+    def plan(self) -> dict[str, Any]:
+        """What a resumed run has to know to end where this one ends."""
+        kept = self.checkpoints
+        folders = {} if kept is None else {"every": kept.every, "most": kept.most}
+        return {
+            "start": self.log.start, "stop": self.stop, "log_interval": self.log_interval, "name": self.name,
+            "checkpoints": folders,
+        }  # fmt: skip
 
 
 def train(run: Run) -> None:
@@ -60,9 +82,17 @@ def train(run: Run) -> None:
         KeyboardInterrupt: after Ctrl-C, once the model is in a usable state.
         TrainingFailure: a gradient was NaN or infinite.
         EnvironmentFailure: an environment failed.
+        OSError: a checkpoint cannot be written.
     """
-    log = _Log(run)
+    log = run.log
     run.callback.on_training_start(_Locals(run, None), {})
+    if run.resumed is not None and not give_state(run.callback, run.resumed["callbacks"]):
+        warnings.warn(
+            "the callbacks are not those of the checkpoint: they begin afresh; give learn(callback=...) the same ones"
+            " to go on with what they had counted",
+            UserWarning,
+            stacklevel=3,
+        )
     run.model._write_log = log.now
     with Interrupt() as interrupt, run.progress as progress:
         progress.phase("compiling")
@@ -73,7 +103,11 @@ def train(run: Run) -> None:
                 _check_finite(report)
                 if interrupt.requested:
                     break
+            if run.checkpoints is not None and run.checkpoints.written != run.model.num_timesteps:
+                run.checkpoints.write(run)
         finally:
+            if run.checkpoints is not None and hasattr(run.driver, "pause_at"):
+                run.driver.pause_at = None
             run.callback.on_training_end()
             run.model._write_log = None
     if interrupt.requested:
@@ -87,15 +121,29 @@ def _reports(run: Run, interrupt: Interrupt) -> Iterator[Report]:
     hook = None
     if host:
         hook = functools.partial(_go_on, run, interrupt) if idle else _Hook(run, interrupt)
+    due = _next_checkpoint(run, run.start)
     for report in run.driver.run(run.config, run.schedules, run.start, run.stop, hook):
         yield report
+        go_on = True
         if not host:
             run.callback.on_rollout_start()
             run.callback.update_locals(_Locals(run, None))
             go_on = run.callback.on_step()
             run.callback.on_rollout_end()
-            if not go_on:
-                return
+        # After all that belongs to this step: a resumed run does none of it again.
+        if due is not None and report.steps >= due:
+            run.checkpoints.write(run)
+            due = _next_checkpoint(run, report.steps)
+        if not go_on:
+            return
+
+
+def _next_checkpoint(run: Run, steps: int) -> int | None:
+    """The step at which the next checkpoint is due; a segment ends there."""
+    due = None if run.checkpoints is None else run.checkpoints.next(steps)
+    if due is not None and hasattr(run.driver, "pause_at"):
+        run.driver.pause_at = due
+    return due
 
 
 def _go_on(run: Run, interrupt: Interrupt, step: Any) -> bool:
@@ -109,7 +157,9 @@ class _Hook:
     """Called by the host driver after each vector step."""
 
     def __init__(self, run: Run, interrupt: Interrupt):
-        self.run, self.interrupt, self.begun = run, interrupt, False
+        self.run, self.interrupt = run, interrupt
+        # A chunk that was begun when the checkpoint was written has been announced.
+        self.begun = run.resumed is not None and run.resumed["driver"]["rows"] is not None
 
     def __call__(self, step: Any) -> bool:
         run, callback = self.run, self.run.callback
@@ -180,11 +230,22 @@ class _Log:
     """Turns reports into progress and into rows of the log, each at its own pace."""
 
     def __init__(self, run: Run):
-        self.run = run
+        self.run, self.start = run, run.start
         self.began = self.shown = time.perf_counter()
         self.updates = self.logged_at = 0
         self.episodes = self._episodes() if run.log_episodes else 0
         self.metrics: Mapping[str, Any] = {}  # of the last update, until they are logged
+        if run.resumed is not None:
+            kept = run.resumed["log"]
+            self.start, self.began = run.resumed["plan"]["start"], self.began - kept["seconds"]
+            self.updates, self.logged_at, self.episodes = kept["updates"], kept["logged_at"], kept["episodes"]
+            self.metrics = kept["metrics"]
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run goes on from."""
+        metrics = {name: float(np.mean(np.asarray(x, np.float64))) for name, x in self.metrics.items()}
+        counters = {name: getattr(self, name) for name in ("updates", "logged_at", "episodes")}
+        return {"seconds": time.perf_counter() - self.began, "metrics": metrics, **counters}
 
     def now(self) -> None:
         """Write a row with what is known at this step, whatever `log_interval` says."""
@@ -201,7 +262,7 @@ class _Log:
             run.progress.update(
                 report.steps - run.start, self._mean(0), self._fps(report.steps), run.driver.num_seeds
             )
-        if run.log_interval is None:
+        if run.log_interval is None or not run.logger.output_formats:
             return
         count = self._episodes() - self.episodes if run.log_episodes else self.updates
         if count - self.logged_at >= run.log_interval:
@@ -244,7 +305,7 @@ class _Log:
 
     def _fps(self, steps: int) -> float:
         seconds = max(time.perf_counter() - self.began, 1e-9)
-        return (steps - self.run.start) * self.run.driver.num_seeds / seconds
+        return (steps - self.start) * self.run.driver.num_seeds / seconds
 
 
 def _check_finite(report: Report) -> None:

@@ -124,19 +124,19 @@ class EventCallback(BaseCallback):
     def init_callback(self, model: Any) -> None:
         # Not in `_init_callback`: subclasses override that one without calling it here.
         super().init_callback(model)
-        for child in self._children():
+        for child in self.children():
             child.init_callback(model)
 
     def update_child_locals(self, locals_: Mapping[str, Any]) -> None:
-        for child in self._children():
+        for child in self.children():
             child.update_locals(locals_)
 
     def _on_training_start(self) -> None:
-        for child in self._children():
+        for child in self.children():
             child.on_training_start(self.locals, self.globals)
 
     def _on_training_end(self) -> None:
-        for child in self._children():
+        for child in self.children():
             child.on_training_end()
 
     def _on_step(self) -> bool | None:
@@ -154,7 +154,7 @@ class EventCallback(BaseCallback):
         child.parent = self
         return child
 
-    def _children(self) -> list[BaseCallback]:
+    def children(self) -> list[BaseCallback]:
         return [] if self.callback is None else [self.callback]
 
 
@@ -172,6 +172,8 @@ class EveryNTimesteps(EventCallback):
         ValueError: `n_steps` is not a whole number of at least 1.
         TypeError: `callback` is no callback.
     """
+
+    RESUMED = ("last_time_trigger",)
 
     def __init__(self, n_steps: int | float, callback: Any):
         super().__init__(callback)
@@ -248,6 +250,11 @@ class EvalCallback(EventCallback):
         TypeError: `eval_env` is no environment, or a callback is none.
         OSError: when training starts, a folder cannot be made.
     """
+
+    RESUMED = (
+        "best_mean_reward", "last_mean_reward", "evaluations_timesteps", "evaluations_results", "evaluations_length",
+        "evaluations_successes",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -354,9 +361,9 @@ class EvalCallback(EventCallback):
                 f" return {returns.mean():.2f} +/- {returns.std():.2f}, {said}"
             )
 
-    def _children(self) -> list[BaseCallback]:
+    def children(self) -> list[BaseCallback]:
         new_best = [] if self.callback_on_new_best is None else [self.callback_on_new_best]
-        return [*new_best, *super()._children()]
+        return [*new_best, *super().children()]
 
 
 class CheckpointCallback(BaseCallback):
@@ -485,6 +492,7 @@ class StopTrainingOnNoModelImprovement(_EvaluationRule):
     """
 
     place = "callback_after_eval"
+    RESUMED = ("last_best_mean_reward", "no_improvement_evals")
 
     def __init__(self, max_no_improvement_evals: int | float, min_evals: int | float = 0, verbose: int = 0):
         super().__init__(verbose)
@@ -522,6 +530,8 @@ class StopTrainingOnMaxEpisodes(BaseCallback):
     Raises:
         ValueError: `max_episodes` is not a whole number of at least 1.
     """
+
+    RESUMED = ("n_episodes",)
 
     def __init__(self, max_episodes: int | float, verbose: int = 0):
         super().__init__(verbose)

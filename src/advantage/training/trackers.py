@@ -28,7 +28,8 @@ class Tracker(KVWriter):
 
     name: str
 
-    def __init__(self, folder: str):
+    def __init__(self, folder: str, resumed: str | None = None):
+        self.resumed = resumed  # the `identity` of the run to go on with
         self.folder, self.title = folder, os.path.basename(os.path.normpath(folder))
 
     def write(self, key_values: Mapping[str, Any], key_excluded: Excluded, step: int = 0) -> None:
@@ -53,8 +54,8 @@ class WandbWriter(Tracker):
 
     name = "wandb"
 
-    def __init__(self, folder: str):
-        super().__init__(folder)
+    def __init__(self, folder: str, resumed: str | None = None):
+        super().__init__(folder, resumed)
         self._wandb = require("wandb")
         self._run: Any = None
         self._own = False
@@ -68,13 +69,17 @@ class WandbWriter(Tracker):
 
     def _begin(self) -> Any:
         project = os.getenv("WANDB_PROJECT", PROJECT)
+        again = {} if self.resumed is None else {"id": self.resumed, "resume": "allow"}
         try:
-            return self._wandb.init(project=project, name=self.title, dir=self.folder, reinit="create_new")
+            return self._wandb.init(project=project, name=self.title, dir=self.folder, reinit="create_new", **again)
         except (self._wandb.Error, OSError) as error:
             raise RuntimeError(
                 f"Weights & Biases cannot begin a run ({' '.join(str(error).split())}): log in with `wandb login`,"
                 " or set WANDB_MODE=offline"
             ) from error
+
+    def identity(self) -> str | None:
+        return self.resumed if self._run is None else self._run.id
 
     def settings(self, values: Mapping[str, Any]) -> None:
         self.run().config.update(dict(values), allow_val_change=True)
@@ -99,8 +104,8 @@ class MLflowWriter(Tracker):
 
     name = "mlflow"
 
-    def __init__(self, folder: str):
-        super().__init__(folder)
+    def __init__(self, folder: str, resumed: str | None = None):
+        super().__init__(folder, resumed)
         self._mlflow = require("mlflow")
         self._client: Any = None
         self.run_id: str | None = None
@@ -114,11 +119,17 @@ class MLflowWriter(Tracker):
             name = os.getenv("MLFLOW_EXPERIMENT_NAME", PROJECT)
             experiment = self._client.get_experiment_by_name(name)
             number = self._client.create_experiment(name) if experiment is None else experiment.experiment_id
-            self.run_id = self._client.create_run(number, run_name=self.title).info.run_id
+            again = self.resumed is not None
+            self.run_id = self.resumed if again else self._client.create_run(number, run_name=self.title).info.run_id
         return self._client
+
+    def identity(self) -> str | None:
+        return self.run_id or self.resumed
 
     def settings(self, values: Mapping[str, Any]) -> None:
         client = self.client()
+        if self.resumed is not None:
+            self._known |= client.get_run(self.resumed).data.params.keys()
         for key, value in values.items():
             if key not in self._known:
                 self._known.add(key)
@@ -144,11 +155,14 @@ class TrackioWriter(Tracker):
 
     name = "trackio"
 
-    def __init__(self, folder: str):
-        super().__init__(folder)
+    def __init__(self, folder: str, resumed: str | None = None):
+        super().__init__(folder, resumed)
         self._trackio = require("trackio")
         self._run: Any = None
         self._settings: dict[str, Any] = {}
+
+    def identity(self) -> str | None:
+        return self.title  # a run's name is its place in the store
 
     def settings(self, values: Mapping[str, Any]) -> None:
         self._settings |= values  # a run takes them when it begins
@@ -156,7 +170,8 @@ class TrackioWriter(Tracker):
     def log(self, numbers: dict[str, float], step: int) -> None:
         if self._run is None:
             project = os.getenv("TRACKIO_PROJECT", PROJECT)
-            self._run = self._trackio.init(project=project, name=self.title, config=self._settings)
+            again = {} if self.resumed is None else {"resume": "allow"}
+            self._run = self._trackio.init(project=project, name=self.title, config=self._settings, **again)
         self._run.log(numbers, step=step)
 
     def close(self) -> None:

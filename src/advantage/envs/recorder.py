@@ -1,0 +1,155 @@
+"""Notes what a host environment went through, so that another process can bring a copy to the same place.
+
+An environment cannot be copied into a file. But what it does follows from the state of its random generator
+before a reset and from the actions since: a copy that is told the same does the same. An environment may offer
+`get_state() -> {name: array or number}` and `set_state(state)` instead, which costs no repetition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import gymnasium
+import jax
+import numpy as np
+
+from advantage.envs.vector import HostEnvs, to_rows
+from advantage.types import Observed
+
+MOST_STEPS = 100_000
+"""Steps of an episode up to which it is noted: repeating more would take too long."""
+
+
+class Snapshot(NamedTuple):
+    """Where an environment is: what to tell a copy of it.
+
+    `plain` is made of JSON's types. `arrays` holds `actions [n, ...]` and `rewards [n]`, or what the
+    environment's own `get_state` gave.
+    """
+
+    plain: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+
+
+class Recorder(gymnasium.Wrapper):
+    """Notes resets and actions of an environment; changes nothing."""
+
+    def __init__(self, env: gymnasium.Env):
+        super().__init__(env)
+        self._begin: dict[str, Any] | None = None  # how the episode began; None: not seen
+        self._actions: list[Any] = []
+        self._rewards: list[Any] = []
+        self._inner_step = env.step  # looked up once: this is called at every step
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
+        """Begin an episode, and note from where."""
+        generators = None if seed is not None else [_generator_state(layer) for layer in _layers(self.env)]
+        self._begin = {"seed": seed, "generators": generators} if options is None else None
+        self._actions, self._rewards = [], []
+        return self.env.reset(seed=seed, options=options)
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict]:
+        """Step, and note the action: a copy, since environments may change what they are given."""
+        self._actions.append(action.copy() if isinstance(action, np.ndarray) else action)
+        answer = self._inner_step(action)
+        self._rewards.append(answer[1])
+        if len(self._rewards) > MOST_STEPS:
+            self._begin, self._actions, self._rewards = None, [], []
+        return answer
+
+    def snapshot(self) -> Snapshot | str:
+        """Where the environment is, or why nobody can say."""
+        if self.env.has_wrapper_attr("get_state") and self.env.has_wrapper_attr("set_state"):
+            state = self.env.get_wrapper_attr("get_state")()
+            arrays = {name: np.asarray(value) for name, value in state.items()}
+            return Snapshot({"elapsed": [layer.__dict__.get("_elapsed_steps") for layer in _layers(self.env)]}, arrays)
+        if self._begin is None:
+            return f"its episode has more than {MOST_STEPS:,} steps, or began with options"
+        rewards = np.array(self._rewards, np.float64)
+        return Snapshot(self._begin, {"actions": np.array(self._actions), "rewards": rewards})
+
+    def restore(self, snapshot: Snapshot) -> tuple[Any, str | None]:
+        """Bring the environment to a snapshot's place: `(observation or None, why it could not be done)`."""
+        try:
+            return self._repeated(*snapshot)
+        except Exception as error:  # whatever an environment raises: the run goes on with a new episode
+            return None, f"it raised {type(error).__name__}: {error}"
+
+    def _repeated(self, plain: dict[str, Any], arrays: dict[str, np.ndarray]) -> tuple[Any, str | None]:
+        if "elapsed" in plain:
+            self.env.get_wrapper_attr("set_state")(dict(arrays))
+            for layer, elapsed in zip(_layers(self.env), plain["elapsed"], strict=True):
+                if elapsed is not None:
+                    layer._elapsed_steps = elapsed
+            return None, None
+        if plain["seed"] is None:
+            for layer, state in zip(_layers(self.env), plain["generators"], strict=True):
+                _set_generator(layer, state)
+        obs, _ = self.reset(seed=plain["seed"])
+        self._begin = plain
+        for t, (action, expected) in enumerate(zip(arrays["actions"], arrays["rewards"], strict=True), 1):
+            obs, reward, terminated, truncated, _ = self.step(action)
+            if float(reward) != expected and not (np.isnan(expected) and np.isnan(reward)):
+                return None, f"step {t} of its episode gave the reward {reward}, and {expected} when it was recorded"
+            if terminated or truncated:
+                return None, f"its episode ended after {t} steps, and had gone on when it was recorded"
+        return obs, None
+
+
+def recorded(env: Any) -> Any:
+    """An environment with a recorder around it, where it is one of Gymnasium's."""
+    return Recorder(env) if isinstance(env, gymnasium.Env) else env
+
+
+def snapshots(envs: HostEnvs) -> list[Snapshot | str]:
+    """Where each environment is, in the order of seeds and environments, or why nobody can say."""
+    if not hasattr(envs, "call_each"):
+        return ["natively vectorised environments show no state of theirs"]
+    try:
+        return envs.call_each("snapshot")
+    except AttributeError:
+        return ["nothing has recorded it"]
+
+
+def restore(envs: HostEnvs, taken: Sequence[Snapshot | str], observed: Observed) -> list[str]:
+    """Bring environments to where snapshots were taken and `observed [S, N]` was seen.
+
+    Answers what could not be done, an empty list where all are in place. Where it is not empty some are and
+    some are not: begin new episodes everywhere.
+    """
+    unknown = [reason for reason in taken if isinstance(reason, str)]
+    if unknown or not hasattr(envs, "call_each"):
+        return unknown or ["natively vectorised environments cannot be set to a place"]
+    wrong = []
+    for i, (obs, reason) in enumerate(envs.call_each("restore", [(one,) for one in taken])):
+        if reason is None and obs is not None:
+            rows = jax.tree.leaves(to_rows(envs.spec.observation, obs))
+            place = divmod(i, envs.num_envs)
+            if not all(np.array_equal(x[place], y, equal_nan=x.dtype.kind == "f")
+                       for x, y in zip(jax.tree.leaves(observed.obs), rows, strict=True)):  # fmt: skip
+                reason = "it shows another observation than the recorded one"
+        if reason is not None:
+            wrong.append(f"env {i % envs.num_envs}: {reason}")
+    return wrong
+
+
+def _layers(env: gymnasium.Env) -> Iterator[gymnasium.Env]:
+    """The environment and what its wrappers wrap, outermost first."""
+    yield env
+    while isinstance(env, gymnasium.Wrapper):
+        env = env.env
+        yield env
+
+
+def _generator_state(layer: gymnasium.Env) -> dict[str, Any] | None:
+    """The state of a layer's own random generator, if it has made one."""
+    generator = layer.__dict__.get("_np_random")
+    return None if generator is None else generator.bit_generator.state
+
+
+def _set_generator(layer: gymnasium.Env, state: dict[str, Any] | None) -> None:
+    if state is not None:
+        bits = getattr(np.random, state["bit_generator"])()
+        bits.state = state
+        layer.__dict__["_np_random"] = np.random.Generator(bits)

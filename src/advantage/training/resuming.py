@@ -1,0 +1,105 @@
+"""From a checkpoint to a run that goes on: what has to agree, and what is said where it does not."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from advantage.drivers.snapshot import Kept, restore
+from advantage.training.checkpoints import Checkpoints, NotACheckpoint, versions
+from advantage.training.hyperparameters import whole
+
+
+def planned_checkpoints(
+    folder: Any, every: Any, most: Any, resumed: Mapping[str, Any] | None, run_id: str
+) -> Checkpoints | None:
+    """Where a call of `learn` writes checkpoints, ready to be written to; a resumed run goes on as it was.
+
+    Raises:
+        ValueError: an argument is no whole number, or there is no folder for what is asked.
+        OSError: the folder cannot be written to.
+    """
+    if resumed is not None:
+        kept = resumed["plan"]["checkpoints"]
+        if folder is None and kept:
+            folder, most = resumed["folder"], kept["most"]
+        every = kept.get("every") if every is None else every
+    if folder is None:
+        if every is not None and resumed is None:
+            raise ValueError(f"checkpoint_every={every} needs checkpoint_dir, the folder that checkpoints go to")
+        return None
+    every = None if every is None else whole("checkpoint_every", every)
+    most = None if most is None else whole("checkpoint_keep", most)
+    checkpoints = Checkpoints(folder, every, most, run_id)
+    checkpoints.prepare()
+    return checkpoints
+
+
+def check_versions(header: Mapping[str, Any], schedules: Mapping[str, Any], given: Collection[str]) -> None:
+    """Warn of what keeps a resumed run from ending with the same bits."""
+    notes = [
+        f"{name} was {header['versions'].get(name)} and is {now}"
+        for name, now in versions().items()
+        if header["versions"].get(name) != now
+    ]
+    notes += [
+        f"{name} was a function, of which a file keeps {len(kept['values'])} points: give it again to resume"
+        for name, kept in schedules.items()
+        if kept["kind"] == "table" and name not in given
+    ]
+    if notes:
+        warnings.warn(f"the run goes on, but not with the same bits: {'; '.join(notes)}", UserWarning, stacklevel=4)
+
+
+def env_to_resume(env: Any, stored: Mapping[str, Any]) -> Any:
+    """The environment given, or the id of the one that the run was on.
+
+    Raises:
+        ValueError: neither is there.
+    """
+    if env is not None:
+        return env
+    if stored["env_id"] is None or not stored.get("env_plain", True):
+        said = "was not made by an id" if stored["env_id"] is None else f"is {stored['env_id']} with wrappers or arguments"
+        raise ValueError(f"the run's environment {said}: give it again, resume(folder, env=...)")
+    return stored["env_id"]
+
+
+def check_env_id(ours: str | None, stored: Mapping[str, Any]) -> None:
+    """Refuse to go on in another environment.
+
+    Raises:
+        ValueError: both have ids, and these differ.
+    """
+    if ours is not None and stored["env_id"] is not None and ours != stored["env_id"]:
+        raise ValueError(
+            f"env is {ours}, and the checkpoint's run is on {stored['env_id']}: resume that one, or train on from its"
+            " model file, load(.../model.zip, env=...)"
+        )
+
+
+def restore_driver(driver: Any, config: Any, kept: Kept, name: str) -> None:
+    """Put a checkpoint's state into a driver; what environments cannot go on begins anew, with a warning.
+
+    Raises:
+        NotACheckpoint: it holds other seeds, environments or arrays.
+    """
+    try:
+        wrong = restore(driver, config, kept)
+    except (KeyError, ValueError) as error:
+        raise NotACheckpoint(f"{name} does not fit this model and environment: {error}") from None
+    if wrong:
+        reasons = "; ".join(list(dict.fromkeys(wrong))[:3])
+        warnings.warn(
+            f"environments cannot go on where they were, so new episodes begin ({reasons})", UserWarning, stacklevel=3
+        )
+
+
+def env_is_plain(env: Any) -> bool:
+    """Whether an id alone makes this environment again: no wrappers or arguments of the user's."""
+    first = getattr(env, "envs", [env])[0]
+    spec = getattr(first, "spec", None)
+    if not hasattr(spec, "additional_wrappers"):
+        return True  # a JAX environment
+    return not spec.additional_wrappers and not {k: v for k, v in spec.kwargs.items() if k != "render_mode"}
