@@ -1,4 +1,4 @@
-"""The command line: `advantage train`, `compare`, `evaluate`, `watch` and `algorithms`.
+"""The command line: `advantage train`, `compare`, `evaluate`, `watch`, `replay` and `algorithms`.
 
 Whatever is slow to import is imported by the command that needs it: help answers at once.
 """
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0: done; 2: an error, told in one line on stderr; 130: Ctrl-C.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
-    functions = (train, compare, evaluate, watch, algorithms)
+    functions = (train, compare, evaluate, watch, replay, algorithms)
     commands = {function.__name__: function for function in functions}
     with warnings.catch_warnings():
         warnings.showwarning = _note
@@ -158,7 +158,7 @@ def _learn(model: Model, folder: Path, total_timesteps: int | None, **options: A
     try:
         model.learn(total_timesteps, progress_bar=True, **options)
     except KeyboardInterrupt:
-        print(f"stopped at {model.num_timesteps:,} of {model._stop:,} steps", file=sys.stderr)
+        print(f"stopped at {model.num_timesteps:,} of {total_timesteps or model._stop:,} steps", file=sys.stderr)
         code = INTERRUPTED
     finally:
         # Also after an error: the model is as after its last good update.
@@ -281,6 +281,29 @@ def watch(
     frames, total = record_frames(model, made, max_steps, seed, seed_index=seed_index)
     save_gif(frames, gif, fps)
     print(f"saved {gif}: {len(frames) - 1} steps, return {total:,.4g}")
+
+
+def replay(
+    file: Annotated[Positional[Path], arg(metavar="FILE", help="The file that the error named.")],
+    /,
+    *,
+    debug: Debug = False,
+) -> int:
+    """Do once more what a run stopped for with NaN or infinity; 1 if it does not happen again."""
+    from advantage.experiments.replay import replay as run
+
+    found = run(file)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("quantity", "value"):
+        table.add_column(column)
+    for name, value in found.metrics.items():
+        table.add_row(name, f"{value:.4g}" if value == value and abs(value) != float("inf") else f"[red]{value}[/red]")
+    console = Console(highlight=False)
+    if found.metrics:
+        console.print(table)
+    stopped = f"training of seed {found.seed} stopped at step {found.step:,} for {found.expected}"
+    console.print(f"{stopped}\nonce more: {found.what or 'nothing'} is NaN or infinite")
+    return 0 if found.what else 1
 
 
 def algorithms(*, debug: Debug = False) -> None:

@@ -35,7 +35,7 @@ from advantage.envs.make import host_envs, reserve_threads, resolve_env
 from advantage.envs.vec_env import DummyVecEnv
 from advantage.envs.vector import to_rows
 from advantage.equations.schedules import Linear, Schedule
-from advantage.memory.replayed import init_memory, replayed_update
+from advantage.memory.replayed import drawn, init_memory, replayed_update
 from advantage.networks.policy_kwargs import network_fields
 from advantage.training import loggers
 from advantage.training.callbacks import as_callback
@@ -83,7 +83,7 @@ HIDDEN_FIELDS = {
 def agent_of(algorithm: ModuleType) -> Agent:
     """An algorithm with its update and its memory."""
     if hasattr(algorithm, "learn"):
-        return Agent(algorithm, replayed_update(algorithm), init_memory)
+        return Agent(algorithm, replayed_update(algorithm), init_memory, drawn)
     return Agent(algorithm, algorithm.update, _no_memory)
 
 
@@ -338,13 +338,17 @@ class Model:
         Raises:
             OSError: the path cannot be written.
         """
-        config, labels = describe(self._config)
-        header = {
+        write_model(path, self._header(self._config, self._schedules), named_arrays(self._full_state()))
+
+    def _header(self, config: Any, schedules: Mapping[str, Schedule]) -> dict[str, Any]:
+        """What a file says of this model besides its arrays."""
+        plain, labels = describe(config)
+        return {
             "algorithm": type(self).__name__,
             "advantage": advantage.__version__,
-            "config": config,
+            "config": plain,
             "callables": labels,
-            "schedules": {name: describe_schedule(s) for name, s in self._schedules.items()},
+            "schedules": {name: describe_schedule(s) for name, s in schedules.items()},
             "policy": self.policy_name,
             "observation_space": _plain_space(self._require_spec().observation),
             "action_space": _plain_space(self._spec.action),
@@ -353,7 +357,6 @@ class Model:
             "counters": {"num_timesteps": self.num_timesteps, "stop": self._stop, "seeds": self.num_seeds},
             "options": {name: getattr(self, name) for name in STORED_OPTIONS},
         }
-        write_model(path, header, named_arrays(self._full_state()))
 
     @classmethod
     def load(cls, path: Target, env: Any = None, device: str = "auto", **overrides: Any) -> Model:

@@ -201,6 +201,7 @@ class Agent(NamedTuple):
     algorithm: Any  # a module that follows `Algorithm`
     update: Callable  # (config, state, memory, chunk) -> (state, memory, metrics)
     init_memory: Callable  # (config, spec, num_envs) -> memory
+    drawn: Callable | None = None  # (config, state, memory) -> what the next `learn` gets; None: on-policy
 
 
 def _shift(obs: PyTree, last_obs: PyTree) -> PyTree:

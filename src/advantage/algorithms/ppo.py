@@ -304,7 +304,8 @@ def _gradient_step(config: Config, learner: Learner, rows: Rows) -> Learner:
     network, optimizer, applied = descend(
         config.optimizer, config.learning_rate, config.max_grad_norm, network, gradients, optimizer, wanted
     )
-    counted = {name: jnp.where(applied, x, 0.0) for name, x in metrics.items()}
+    # A term that is not finite shows in the metrics, though the step is left out.
+    counted = {name: jnp.where(wanted, x, 0.0) for name, x in metrics.items()}
     counted[NONFINITE] = (wanted & ~applied).astype(jnp.float32)
     return Learner(network, optimizer, going_on, count + applied, jax.tree.map(jnp.add, totals, counted))
 

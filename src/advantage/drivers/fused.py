@@ -20,12 +20,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree
 
 from advantage.drivers.common import Recent, Report, compiled_quickly, resolve, scheduled_values, streams
+from advantage.drivers.guard import not_finite
 from advantage.envs.jax import JaxEnv, check_threads, reset_envs, step_envs
-from advantage.envs.vector import EnvironmentFailure
 from advantage.equations.schedules import Schedule
 from advantage.equations.threefry import written_out
 from advantage.types import NONFINITE, Agent, Chunk, Observed, successor
 
+UPDATES = "updates"
+"""The metric that counts the updates of a segment, fewer than were wanted where one went wrong."""
 MOST_UPDATES = 4096  # per segment: the length of the scheduled values' array
 SEGMENT_SECONDS = 0.4
 
@@ -95,6 +97,8 @@ class FusedDriver:
         self._groups: list[Run] | None = None  # [width, ...] each
         self._reset_due = False
         self._segment_updates = 1
+        self._before: tuple = ()  # what the last segment began with, where the guard needs it
+        self._done = np.zeros(num_seeds, np.int32)  # updates of the last segment
 
     def init(self, config: Any) -> None:
         """Fresh agents, empty memories, new episodes."""
@@ -147,7 +151,7 @@ class FusedDriver:
         """Train every seed from environment step `start` to exactly `stop`.
 
         Raises:
-            EnvironmentFailure: the environment gave NaN or infinity. What it gave was left out.
+            NotFinite: the environment gave NaN or infinity. What it gave was left out.
         """
         programs = self._programs(config, tuple(sorted(schedules)))
         if self._reset_due:
@@ -162,6 +166,8 @@ class FusedDriver:
             updates = max(1, min(updates, (2**31 - 1) // per_update))  # offsets are 32-bit
             values = self._values(schedules, steps, updates, per_update, stop)
             remaining = np.int32(min(stop - steps, np.iinfo(np.int32).max))
+            if self.agent.drawn is None:
+                self._before = [jax.tree.map(jnp.copy, run) for run in self._groups], values, remaining
             began, outs = time.perf_counter(), []
             for group, run in enumerate(self._groups):
                 bounds = self._bounds(group, updates)
@@ -171,11 +177,13 @@ class FusedDriver:
             if compiled:
                 self._adapt(updates, time.perf_counter() - began)
             self.version += 1
-            self._check_finite(steps)
+            metrics = jax.tree.map(lambda *x: np.concatenate(x)[: self.num_seeds], *outs)
+            self._done = metrics.pop(UPDATES)
+            self._check_finite(steps, config.steps_per_update)
             # Where a chunk is cut, environments go on uncounted: then the next run begins new episodes.
             self._reset_due = steps + updates * per_update > stop
             steps, compiled = min(steps + updates * per_update, stop), True
-            yield Report(steps, updates, jax.tree.map(lambda *x: np.concatenate(x)[: self.num_seeds], *outs))
+            yield Report(steps, updates, metrics)
 
     def _values(
         self, schedules: Mapping[str, Schedule], steps: int, updates: int, per_update: int, stop: int
@@ -190,17 +198,14 @@ class FusedDriver:
         wanted = updates * SEGMENT_SECONDS / max(seconds, 1e-6)
         self._segment_updates = int(np.clip(wanted, 1, min(8 * updates, MOST_UPDATES)))
 
-    def _check_finite(self, before: int) -> None:
+    def _check_finite(self, before: int, steps_per_update: int) -> None:
         for s, seed in enumerate(self.seeds):
             bad = int(self._read(lambda run: run.first_bad, s))
             if bad >= 0:
                 row, env = divmod(bad, self.num_envs)
-                step = before + (row + 1) * self.num_envs
+                self._done[s] = bad // (self.num_envs * steps_per_update) + 1
                 self.reset()
-                raise EnvironmentFailure(
-                    f"env {env} of seed {seed} gave an observation or reward that is NaN or infinite, at step"
-                    f" {step:,}: it was left out of training; mend the environment"
-                )
+                raise not_finite(s, f"env {env} of seed {seed} gave an observation or reward", before + (row + 1) * self.num_envs)
 
     def _programs(self, config: Any, names: tuple[str, ...]) -> "Programs":
         return _programs(Setting(self.agent, config, self.env, self.num_envs, self.window, names), self.mesh)
@@ -315,21 +320,26 @@ def _begin(setting: Setting, key: Array) -> tuple[PyTree, Array, Observed]:
 def _segment(
     setting: Setting, run: Run, values: Array, bound: Array, remaining: Array
 ) -> tuple[Run, PyTree]:
-    """`bound` updates; the metrics of the last one, with every gradient step left out counted."""
+    """`bound` updates, or those up to the first that goes wrong; the metrics of the last one, and how many."""
     config, agent = setting.config, setting.agent
     per_update = config.steps_per_update * setting.num_envs
 
-    def update(u: Array, carried: tuple[Run, PyTree]) -> tuple[Run, PyTree]:
-        run, before = carried
+    def update(carried: tuple[Array, Run, PyTree]) -> tuple[Array, Run, PyTree]:
+        u, run, _ = carried
         acting, learning = (resolve(config, setting.names, values[i]) for i in (u, u + 1))
         run, chunk = _collect(agent, acting, setting.env, run, remaining - u * per_update, u * per_update)
         state, memory, metrics = agent.update(learning, run.state, run.memory, chunk)
-        metrics[NONFINITE] += before[NONFINITE]
-        return run._replace(state=state, memory=memory), metrics
+        return u + 1, run._replace(state=state, memory=memory), metrics
 
-    shapes = jax.eval_shape(lambda: update(jnp.int32(0), (run, {NONFINITE: jnp.float32(0)})))[1]
+    def going_on(carried: tuple[Array, Run, PyTree]) -> Array:
+        # After an update that went wrong nothing changes any more, so that it can be repeated.
+        return (carried[0] < bound) & (carried[2][NONFINITE] == 0)
+
+    shapes = jax.eval_shape(lambda: update((jnp.int32(0), run, {})))[2]
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    return jax.lax.fori_loop(0, bound, update, (run._replace(first_bad=jnp.int32(-1)), zeros))
+    begun = (jnp.int32(0), run._replace(first_bad=jnp.int32(-1)), zeros)
+    updates, run, metrics = jax.lax.while_loop(going_on, update, begun)
+    return run, {**metrics, UPDATES: updates}
 
 
 def _collect(

@@ -27,7 +27,7 @@ from advantage.drivers.common import (
     scheduled_values,
     streams,
 )
-from advantage.drivers.guard import bad_row
+from advantage.drivers.guard import bad_row, copied
 from advantage.drivers.packing import ActorParts, Layout, Packed, Table
 from advantage.envs.vector import EnvironmentFailure, HostEnvs
 from advantage.equations.schedules import Schedule
@@ -78,6 +78,7 @@ class HostDriver:
         self._observed: Observed | None = None
         self._rows: Rows | None = None  # a chunk begun and not yet consumed
         self._spare: Rows | None = None  # a chunk consumed, whose arrays the next one may use
+        self._before: tuple = ()  # the arrays before the last update, where the guard needs them
         self._first_reset = True
         self._uncounted = False  # whether environments went on in rows that do not count
         self._least = 0  # environment steps of the seed that has done the least
@@ -167,7 +168,9 @@ class HostDriver:
             rollout = rows.close(self._observed)
             if not rows.finite() and (failure := bad_row(rows.arrays, self.seeds, self._steps())) is not None:
                 self.reset()
+                self._spare = rows
                 raise failure  # before anything not finite reaches an agent
+            self._before = copied(self._arrays) if self.agent.drawn is None else ()
             self._arrays, own, table = programs.update(self._arrays, rollout, rows.carry, values(self._steps()))
             self.version += 1
             metrics = table.read()

@@ -91,7 +91,7 @@ def _numbers(x: Any) -> Any:
     return jax.random.key_data(x) if _is_key(x) else x
 
 
-def _as_keys(numbers: np.ndarray, like: Any) -> Any:
+def _as_keys(numbers: Any, like: Any) -> Any:
     return jax.random.wrap_key_data(numbers, impl=jax.random.key_impl(like)) if _is_key(like) else numbers
 
 

@@ -7,7 +7,7 @@ before a reset and from the actions since: a copy that is told the same does the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -44,7 +44,7 @@ class Recorder(gymnasium.Wrapper):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
         """Begin an episode, and note from where."""
-        generators = None if seed is not None else [_generator_state(layer) for layer in _layers(self.env)]
+        generators = None if seed is not None else _found(self.env, "_np_random", lambda x: x.bit_generator.state)
         self._begin = {"seed": seed, "generators": generators} if options is None else None
         self._actions, self._rewards = [], []
         return self.env.reset(seed=seed, options=options)
@@ -63,7 +63,7 @@ class Recorder(gymnasium.Wrapper):
         if self.env.has_wrapper_attr("get_state") and self.env.has_wrapper_attr("set_state"):
             state = self.env.get_wrapper_attr("get_state")()
             arrays = {name: np.asarray(value) for name, value in state.items()}
-            return Snapshot({"elapsed": [layer.__dict__.get("_elapsed_steps") for layer in _layers(self.env)]}, arrays)
+            return Snapshot({"elapsed": _found(self.env, "_elapsed_steps", int)}, arrays)
         if self._begin is None:
             return f"its episode has more than {MOST_STEPS:,} steps, or began with options"
         rewards = np.array(self._rewards, np.float64)
@@ -79,13 +79,10 @@ class Recorder(gymnasium.Wrapper):
     def _repeated(self, plain: dict[str, Any], arrays: dict[str, np.ndarray]) -> tuple[Any, str | None]:
         if "elapsed" in plain:
             self.env.get_wrapper_attr("set_state")(dict(arrays))
-            for layer, elapsed in zip(_layers(self.env), plain["elapsed"], strict=True):
-                if elapsed is not None:
-                    layer._elapsed_steps = elapsed
+            _give(self.env, "_elapsed_steps", plain["elapsed"], int)
             return None, None
         if plain["seed"] is None:
-            for layer, state in zip(_layers(self.env), plain["generators"], strict=True):
-                _set_generator(layer, state)
+            _give(self.env, "_np_random", plain["generators"], _generator)
         obs, _ = self.reset(seed=plain["seed"])
         self._begin = plain
         for t, (action, expected) in enumerate(zip(arrays["actions"], arrays["rewards"], strict=True), 1):
@@ -134,22 +131,32 @@ def restore(envs: HostEnvs, taken: Sequence[Snapshot | str], observed: Observed)
     return wrong
 
 
-def _layers(env: gymnasium.Env) -> Iterator[gymnasium.Env]:
-    """The environment and what its wrappers wrap, outermost first."""
-    yield env
+def _layers(env: gymnasium.Env) -> list[gymnasium.Env]:
+    """The environment inside and its wrappers, innermost first."""
+    layers = [env]
     while isinstance(env, gymnasium.Wrapper):
         env = env.env
-        yield env
+        layers.insert(0, env)
+    return layers
 
 
-def _generator_state(layer: gymnasium.Env) -> dict[str, Any] | None:
-    """The state of a layer's own random generator, if it has made one."""
-    generator = layer.__dict__.get("_np_random")
-    return None if generator is None else generator.bit_generator.state
+def _found(env: gymnasium.Env, name: str, read: Callable[[Any], Any]) -> list[list[Any]]:
+    """`[class, value]` of every layer that has an attribute of its own."""
+    own = [(layer, layer.__dict__.get(name)) for layer in _layers(env)]
+    return [[type(layer).__name__, read(value)] for layer, value in own if value is not None]
 
 
-def _set_generator(layer: gymnasium.Env, state: dict[str, Any] | None) -> None:
-    if state is not None:
-        bits = getattr(np.random, state["bit_generator"])()
-        bits.state = state
-        layer.__dict__["_np_random"] = np.random.Generator(bits)
+def _give(env: gymnasium.Env, name: str, values: list[list[Any]], made: Callable[[Any], Any]) -> None:
+    """Set what was `_found`. Layers without it may differ: a checker, say."""
+    layers = iter(_layers(env))
+    for kind, value in values:
+        layer = next((one for one in layers if type(one).__name__ == kind), None)
+        if layer is None:
+            raise ValueError(f"its {kind} is missing")
+        layer.__dict__[name] = made(value)
+
+
+def _generator(state: dict[str, Any]) -> np.random.Generator:
+    bits = getattr(np.random, state["bit_generator"])()
+    bits.state = state
+    return np.random.Generator(bits)

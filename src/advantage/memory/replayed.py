@@ -19,6 +19,13 @@ def init_memory(config: Any, spec: Spec, num_envs: int) -> uniform.Replay:
     return uniform.init(spec, num_envs, config.buffer_size)
 
 
+def drawn(config: Any, state: Any, memory: uniform.Replay) -> tuple[Any, uniform.Batch]:
+    """What the next call of `learn` gets: the state with its key moved on, and a minibatch."""
+    key, sample_key = jax.random.split(written_out(state.key))
+    batch = uniform.sample(memory, sample_key, config.batch_size, config.n_steps, config.gamma)
+    return state._replace(key=jax.random.key_data(key)), batch
+
+
 @functools.cache
 def replayed_update(algorithm: ModuleType) -> Callable[..., tuple[Any, uniform.Replay, Metrics]]:
     """`update(config, state, memory, chunk)` of an off-policy algorithm.
@@ -39,10 +46,11 @@ def replayed_update(algorithm: ModuleType) -> Callable[..., tuple[Any, uniform.R
         ready = ((held > config.learning_starts) | (held == capacity)) & (collected > 0)
         bound = jnp.where(ready, wanted, 0)
 
-        def learn_once(state: Any) -> tuple[Any, Metrics]:
-            key, sample_key = jax.random.split(written_out(state.key))
-            batch = uniform.sample(memory, sample_key, config.batch_size, config.n_steps, config.gamma)
-            return algorithm.learn(config, state._replace(key=jax.random.key_data(key)), batch)
+        def learn_once(before: Any) -> tuple[Any, Metrics]:
+            state, metrics = algorithm.learn(config, *drawn(config, before, memory))
+            # A batch with which nothing can be learned is drawn again and again, so that it is found in the end.
+            bad = metrics[NONFINITE] > 0
+            return state._replace(key=jnp.where(bad, before.key, state.key)), metrics
 
         def step(_: Array, carry: tuple[Any, Metrics]) -> tuple[Any, Metrics]:
             state, metrics = learn_once(carry[0])

@@ -115,6 +115,15 @@ class Checkpoints:
                 shutil.rmtree(found[step], ignore_errors=True)
 
 
+def check_callback(callback: Any) -> None:
+    """Refuse callbacks whose state no file can keep, before anything is trained.
+
+    Raises:
+        TypeError: an attribute named in `RESUMED` is neither number, text, array, list nor dict.
+    """
+    json.dumps(state_of(callback), default=_encoded)
+
+
 def described(run: Any) -> dict[str, Any]:
     """What a run is, besides its agents and its driver, in JSON's types and arrays."""
     return {

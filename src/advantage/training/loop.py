@@ -13,18 +13,18 @@ import jax
 import numpy as np
 
 from advantage.drivers.common import Report
+from advantage.drivers.guard import NotFinite
 from advantage.training.callbacks import BaseCallback, CallbackList, give_state
-from advantage.training.checkpoints import Checkpoints
+from advantage.training.checkpoints import Checkpoints, check_callback
+from advantage.training.guard import TrainingFailure, check_report, explained
 from advantage.training.interrupt import Interrupt
 from advantage.training.loggers import Logger
 from advantage.training.progress import LiveProgress
 from advantage.types import NONFINITE
 
+__all__ = ["Run", "TrainingFailure", "train"]
+
 PROGRESS_SECONDS = 0.25
-
-
-class TrainingFailure(RuntimeError):
-    """Training cannot go on; the model is as after its last good update."""
 
 
 @dataclasses.dataclass
@@ -85,6 +85,8 @@ def train(run: Run) -> None:
         OSError: a checkpoint cannot be written.
     """
     log = run.log
+    if run.checkpoints is not None:
+        check_callback(run.callback)
     run.callback.on_training_start(_Locals(run, None), {})
     if run.resumed is not None and not give_state(run.callback, run.resumed["callbacks"]):
         warnings.warn(
@@ -100,11 +102,13 @@ def train(run: Run) -> None:
             for report in _reports(run, interrupt):
                 run.model.num_timesteps = report.steps
                 log.add(report)
-                _check_finite(report)
+                check_report(run, report)
                 if interrupt.requested:
                     break
             if run.checkpoints is not None and run.checkpoints.written != run.model.num_timesteps:
                 run.checkpoints.write(run)
+        except NotFinite as failure:
+            raise explained(run, failure) from failure.__cause__
         finally:
             if run.checkpoints is not None and hasattr(run.driver, "pause_at"):
                 run.driver.pause_at = None
@@ -306,13 +310,3 @@ class _Log:
     def _fps(self, steps: int) -> float:
         seconds = max(time.perf_counter() - self.began, 1e-9)
         return (steps - self.start) * self.run.driver.num_seeds / seconds
-
-
-def _check_finite(report: Report) -> None:
-    skipped = np.asarray(report.metrics.get(NONFINITE, 0.0))
-    if np.count_nonzero(skipped):
-        seeds = np.flatnonzero(np.atleast_1d(skipped) > 0).tolist()
-        raise TrainingFailure(
-            f"a gradient of seed index {seeds} was NaN or infinite before step {report.steps:,}: that gradient step"
-            " was left out and the model is as before it; lower learning_rate, or scale rewards and observations"
-        )

@@ -6,6 +6,8 @@ import warnings
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import gymnasium
+
 from advantage.drivers.snapshot import Kept, restore
 from advantage.training.checkpoints import Checkpoints, NotACheckpoint, versions
 from advantage.training.hyperparameters import whole
@@ -98,8 +100,15 @@ def restore_driver(driver: Any, config: Any, kept: Kept, name: str) -> None:
 
 def env_is_plain(env: Any) -> bool:
     """Whether an id alone makes this environment again: no wrappers or arguments of the user's."""
-    first = getattr(env, "envs", [env])[0]
-    spec = getattr(first, "spec", None)
+    layer = getattr(env, "envs", [env])[0]
+    spec = getattr(layer, "spec", None)
     if not hasattr(spec, "additional_wrappers"):
         return True  # a JAX environment
-    return not spec.additional_wrappers and not {k: v for k, v in spec.kwargs.items() if k != "render_mode"}
+    # What `gymnasium.make` puts around an environment itself, each once.
+    usual = ["TimeLimit", "OrderEnforcing", "PassiveEnvChecker"]
+    while isinstance(layer, gymnasium.Wrapper):
+        if type(layer).__name__ not in usual:
+            return False
+        usual.remove(type(layer).__name__)
+        layer = layer.env
+    return not spec.additional_wrappers and spec.kwargs.keys() <= {"render_mode"}
