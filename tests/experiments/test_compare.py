@@ -48,17 +48,17 @@ def test_compare_and_add_to_it(tmp_path):
 
 
 def test_what_is_stored_is_only_reported(tmp_path, monkeypatch):
-    protocol = Protocol(ENV, 96, 3, 2, 0, True)
+    protocol = Protocol(96, 3, 2, 0, True)
     for name in ("PPO", "DQN"):
         lines = [
-            Line(name, {}, s, k, 32 * (k + 1), (1.0, 2.0), 1.0, 1, "cpu", "0")
+            Line(ENV, name, {}, s, k, 32 * (k + 1), (1.0, 2.0), 1.0, 1, "cpu", "0")
             for s in (0, 1, 4)
             for k in range(3)
         ]
         add_results(tmp_path, protocol, lines)
     trained = []
     monkeypatch.setattr(
-        "advantage.experiments.compare._train", lambda *a: trained.append((a[0], *a[3:5])) or []
+        "advantage.experiments.compare._train", lambda *a: trained.append((a[0].algorithm, *a[2:4])) or []
     )
     assert compare(["DQN"], ENV, out=tmp_path, seeds=2, **TINY).results.algorithms == ["PPO", "DQN"]
     assert trained == []
@@ -70,7 +70,7 @@ def test_what_is_stored_is_only_reported(tmp_path, monkeypatch):
 def test_agents_are_evaluated_as_after_the_updates_up_to_the_step(env):
     """32 steps are an update: what is due at 40 is the agent of 32, at 64 that of 64, and both drivers agree."""
     model = PPO("MlpPolicy", env, seed=0, seeds=2, **SETTINGS["PPO"])
-    evaluated = Evaluations(Protocol(env, 120, 3, 2, 5, True))
+    evaluated = Evaluations(env, Protocol(120, 3, 2, 5, True))
     model.learn(120, callback=evaluated)
     evaluated.finish()
     assert evaluated.steps.tolist() == [40, 80, 120] and evaluated.seconds == sorted(evaluated.seconds)
@@ -84,7 +84,7 @@ def test_agents_are_evaluated_as_after_the_updates_up_to_the_step(env):
 def test_steps_before_the_first_update_are_the_untrained_agents():
     model = PPO("MlpPolicy", ENV, seed=0, **SETTINGS["PPO"])
     untrained = evaluate_seeds(model, ENV, 3, seed=0)
-    evaluated = Evaluations(Protocol(ENV, 100, 10, 3, 0, True))
+    evaluated = Evaluations(ENV, Protocol(100, 10, 3, 0, True))
     model.learn(100, callback=evaluated)
     evaluated.finish()
     np.testing.assert_array_equal(evaluated.returns[0], untrained)
@@ -93,7 +93,7 @@ def test_steps_before_the_first_update_are_the_untrained_agents():
 
 def test_evaluations_change_nothing_in_training(tmp_path):
     watched = PPO("MlpPolicy", ENV, seed=3, **SETTINGS["PPO"])
-    watched.learn(200, callback=Evaluations(Protocol(ENV, 200, 7, 2, 0, True)))
+    watched.learn(200, callback=Evaluations(ENV, Protocol(200, 7, 2, 0, True)))
     plain = PPO("MlpPolicy", ENV, seed=3, **SETTINGS["PPO"]).learn(200)
     for name, array in plain.get_parameters()["policy"].items():
         np.testing.assert_array_equal(watched.get_parameters()["policy"][name], array)
@@ -110,17 +110,17 @@ def test_evaluations_change_nothing_in_training(tmp_path):
         ({"n_eval_episodes": 5}, "n_eval_episodes=5, but .* n_eval_episodes=2"),
         ({"evaluation_seed": 1}, "evaluation_seed=1, but .* evaluation_seed=0"),
         ({"deterministic": False}, "deterministic=False, but .* deterministic=True"),
-        ({"settings": {"PPO": {"gamma": 0.5}}}, "settings of PPO: gamma is 0.5, but .* it is not set"),
+        ({"settings": {"PPO": {"gamma": 0.5}}}, f"settings of PPO on {ENV}: gamma is 0.5, but .* it is not set"),
         (
             {"settings": {}},
-            "settings of PPO: n_envs is not set, but .* it is 2: give the same, or another out",
+            f"settings of PPO on {ENV}: n_envs is not set, but .* it is 2: give the same, or another out",
         ),
     ],
 )
 def test_another_protocol_is_refused(tmp_path, monkeypatch, changes, said):
     settings = {"n_envs": 2} if changes.get("settings") == {} else {}
-    protocol = Protocol(ENV, 96, 3, 2, 0, True)
-    lines = [Line("PPO", settings, 0, k, 32 * (k + 1), (1.0, 2.0), 1.0, 1, "cpu", "0") for k in range(3)]
+    protocol = Protocol(96, 3, 2, 0, True)
+    lines = [Line(ENV, "PPO", settings, 0, k, 32 * (k + 1), (1.0, 2.0), 1.0, 1, "cpu", "0") for k in range(3)]
     add_results(tmp_path, protocol, lines)
     monkeypatch.setattr("advantage.experiments.compare._train", None)
     with pytest.raises(ValueError, match=said):
@@ -155,11 +155,11 @@ def test_bad_input_is_named_before_training(tmp_path, monkeypatch, arguments, sa
 
 
 def test_a_file_that_is_damaged_is_named(tmp_path):
-    protocol = Protocol(ENV, 96, 3, 2, 0, True)
-    lines = [Line("PPO", {}, 0, k, 32 * (k + 1), (1.0, 2.0), 1.0, 1, "cpu", "0") for k in range(3)]
+    protocol = Protocol(96, 3, 2, 0, True)
+    lines = [Line(ENV, "PPO", {}, 0, k, 32 * (k + 1), (1.0, 2.0), 1.0, 1, "cpu", "0") for k in range(3)]
     add_results(tmp_path / "short", protocol, lines[:2])
     with pytest.raises(
-        ValueError, match=r"has evaluations \[0, 1\] of seed 0 of PPO, expected each of 0 to 2 once"
+        ValueError, match=r"has evaluations \[0, 1\] of seed 0 of PPO on .*, expected each of 0 to 2 once"
     ):
         read_results(tmp_path / "short")
     add_results(tmp_path / "torn", protocol, lines)
