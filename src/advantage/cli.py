@@ -131,7 +131,8 @@ def train(
     total_timesteps = total_timesteps or (preset.total_timesteps if preset else 100_000)
     fields = {**(preset.settings if preset else {}), **given}
     policy = fields.pop("policy", "MlpPolicy")
-    model = face(policy, env, seeds=seeds, seed=seed, **fields)
+    with _naming(preset, given):
+        model = face(policy, env, seeds=seeds, seed=seed, **fields)
     folder = str(out or run_folder("runs", f"{face.__name__}_{_file_name(env)}"))
     formats = dict.fromkeys(["csv", *(["stdout"] if verbose else []), *(name for group in log for name in group)])
     model.set_logger(configure(folder, list(formats)))
@@ -356,6 +357,18 @@ def _show_suggestion(suggestion: Suggestion) -> None:
     for name, value in rows.items():
         table.add_row(name, escape(value))
     console.print(f"[bold]{escape(f'{suggestion.algorithm} on {suggestion.env}')}[/bold]", table, sep="\n")
+
+
+@contextlib.contextmanager
+def _naming(preset: Preset | None, given: Mapping[str, Any]) -> Iterator[None]:
+    """Errors about settings that the user did not give say where these come from."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        if preset and any(name in str(error) for name in preset.settings if name not in given):
+            where = f"preset {preset.algorithm} {preset.env}: override it with --set, or give --no-preset"
+            raise Refusal(f"{error} (from the {where})") from None
+        raise
 
 
 def _show_preset(preset: Preset, given: Mapping[str, Any], total_timesteps: int) -> None:

@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from advantage import PPO
+from advantage import PPO, preset
 from advantage.experiments.compare import Evaluations, compare
+from advantage.experiments.report import Report
 from advantage.experiments.results import Line, Protocol, add_results, read_results
 from advantage.training.evaluation import evaluate_seeds
 
@@ -167,3 +168,106 @@ def test_a_file_that_is_damaged_is_named(tmp_path):
         file.write('{"env": "advantage/Ca')
     with pytest.raises(ValueError, match="line 4 of .* is no result"):
         read_results(tmp_path / "torn")
+
+
+# -- several environments -------------------------------------------------------------------------
+
+CONSTANT, MATCH = "advantage/ProbeObservationReward-v0", "advantage/ProbeMatch-v0"
+
+
+def made_up(env, name, scores, settings=None):
+    return [
+        Line(env, name, settings or {}, s, k, 32 * (k + 1), (score * (k + 1) / 3,), 1.0, 1, "cpu", "0")
+        for s, score in scores.items()
+        for k in range(3)
+    ]
+
+
+def test_several_environments_in_one_folder(tmp_path):
+    settings = {"PPO": SETTINGS["PPO"]}
+    one = compare(["PPO"], CONSTANT, out=tmp_path, seeds=2, settings=settings, **TINY)
+    stored = (tmp_path / "results.jsonl").read_text(encoding="utf-8")
+    assert one.results.envs == [CONSTANT] and "normalised" not in one.text
+    both = compare(["PPO"], envs=[CONSTANT, MATCH], out=tmp_path, seeds=2, settings=settings, **TINY)
+    assert (tmp_path / "results.jsonl").read_text(encoding="utf-8").startswith(stored), "not trained again"
+    assert both.results.envs == [CONSTANT, MATCH]
+    alone = compare(["PPO"], MATCH, out=tmp_path / "alone", seeds=2, settings=settings, **TINY).results
+    np.testing.assert_array_equal(both.results.on(MATCH).returns("PPO"), alone.returns("PPO"))
+    with pytest.raises(ValueError, match=r"of 2 environments: say which, results.on\(env\)"):
+        both.results.final("PPO")
+
+
+def test_a_folder_of_one_environment_stays_readable(tmp_path):
+    """A line as it was written before there could be several."""
+    line = {
+        "env": ENV, "total_timesteps": 96, "evaluations": 1, "n_eval_episodes": 2, "evaluation_seed": 0,
+        "deterministic": True, "algorithm": "PPO", "settings": {"n_envs": 2}, "seed": 0, "evaluation": 0, "steps": 96,
+        "returns": [1.0, 3.0], "seconds": 2.0, "seeds_together": 1, "device": "cpu", "version": "0.1.0",
+    }  # fmt: skip
+    (tmp_path / "results.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
+    results = read_results(tmp_path)
+    assert results.envs == [ENV] and results.final("PPO") == [2.0]
+    add_results(tmp_path, results.protocol, results.lines)
+    again = (tmp_path / "results.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(again[0]) == json.loads(again[1]), "and is written with the same fields"
+
+
+def test_what_is_missing_is_told_for_each_environment(tmp_path, monkeypatch):
+    protocol = Protocol(96, 3, 2, 0, True)
+    add_results(tmp_path, protocol, made_up(ENV, "PPO", {0: 1, 1: 2}) + made_up(MATCH, "DQN", {0: 1}))
+    trained = []
+    monkeypatch.setattr(
+        "advantage.experiments.compare._train",
+        lambda pair, _, seed, seeds, bar: trained.append((*pair[:2], seed, seeds)) or [],
+    )
+    compare(["PPO", "DQN"], envs=[ENV, MATCH], out=tmp_path, seeds=2, **TINY)
+    assert trained == [(ENV, "DQN", 0, 2), (MATCH, "PPO", 0, 2), (MATCH, "DQN", 1, 1)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"total_timesteps": 128}, "total_timesteps=128, but the results in .* have total_timesteps=96"),
+        ({"settings": {"PPO": {"gamma": 0.5}}}, f"settings of PPO on {MATCH}: gamma is 0.5, but .* it is 0.9"),
+    ],
+)
+def test_another_protocol_is_refused_on_a_new_environment_too(tmp_path, monkeypatch, changes, said):
+    """ENV is new in the folder: nothing of it differs, but the folder's protocol does."""
+    protocol = Protocol(96, 3, 2, 0, True)
+    add_results(tmp_path, protocol, made_up(MATCH, "PPO", {0: 1}, {"gamma": 0.9}))
+    monkeypatch.setattr("advantage.experiments.compare._train", None)
+    with pytest.raises(ValueError, match=said):
+        compare(["PPO"], envs=[ENV, MATCH], out=tmp_path, **{**TINY, **changes})
+
+
+def test_presets_are_used_if_asked_for(tmp_path, monkeypatch):
+    trained = []
+    monkeypatch.setattr("advantage.experiments.compare._train", lambda pair, *_: trained.append(pair) or [])
+    monkeypatch.setattr("advantage.experiments.compare.write_report", lambda results, _: Report(results, (), "", ()))
+    options = {"envs": [ENV, "CartPole-v1"], "settings": {"PPO": {"gamma": 0.5}}}
+    compare(["PPO"], out=tmp_path, **options, **TINY)
+    assert [pair.settings for pair in trained] == [{"gamma": 0.5}] * 2
+    compare(["PPO"], out=tmp_path, presets=True, **options, **TINY)
+    for pair in trained[2:]:
+        assert pair.settings == {**preset("PPO", pair.env).settings, "gamma": 0.5}
+    with pytest.raises(ValueError, match="env='advantage/ProbeMatch-v0' has no preset of PPO"):
+        compare(["PPO"], MATCH, out=tmp_path, presets=True, **TINY)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({}, "env=None and envs=None: give env, or envs for several environments, not both"),
+        ({"env": ENV, "envs": [ENV]}, "give env, or envs"),
+        ({"envs": []}, r"envs=\[\] has to be a list of ids, each once"),
+        ({"envs": [ENV, ENV]}, "has to be a list of ids, each once"),
+        ({"envs": ENV}, "has to be a list of ids, each once"),
+        ({"envs": [ENV, "advantage/Cartpole-v1"]}, "nearest: advantage/CartPole-v1"),
+        ({"envs": [ENV, "advantage/Pendulum-v1"]}, "DQN cannot choose actions from a box space"),
+    ],
+)
+def test_environments_that_cannot_be_compared_are_named(tmp_path, monkeypatch, arguments, said):
+    monkeypatch.setattr("advantage.experiments.compare._train", None)
+    with pytest.raises(ValueError, match=said):
+        compare(["PPO", "DQN"], out=tmp_path / "new", **TINY, **arguments)
+    assert not (tmp_path / "new").exists()

@@ -13,7 +13,7 @@ import numpy as np
 
 from advantage.envs.jax import JaxEnv, is_jax_env, reset_envs, step_envs
 from advantage.envs.make import reserve_threads, resolve_env
-from advantage.experiments.cost import Cost, estimate, free_memory, policy_of, spec_of
+from advantage.experiments.cost import TRIAL_SECONDS, Cost, estimate, free_memory, policy_of, spec_of
 from advantage.experiments.preset import Preset, find_preset
 from advantage.models import ALGORITHMS, Model
 from advantage.training.hyperparameters import whole
@@ -152,7 +152,7 @@ def suggest(
     reserve_threads(env)
     made = resolve_env(env, 1)
     name, spec = env if isinstance(env, str) else env.id, spec_of(made)
-    speed = env_speed(made)
+    speed = env_speed(made, ENV_SECONDS)
     choices, others = _choices(name, spec, is_jax_env(made))
     wanted = [c for c in choices if algorithm is None or c.name == algorithm.upper()]
     if not wanted:
@@ -161,7 +161,9 @@ def suggest(
     best = ranked[0]
     others |= {c.name: _why_not(c, best, speed) for c in choices if c is not best}
     steps = budget or (best.preset.total_timesteps if best.preset else BUDGET)
-    cost = estimate(best.name, env, steps, best.settings, seeds=seeds, checkpoint=checkpoint)
+    cost = estimate(
+        best.name, env, steps, best.settings, seeds=seeds, checkpoint=checkpoint, seconds=TRIAL_SECONDS
+    )
     reasons = tuple(_reasons(best, spec, speed, steps, cost))
     return Suggestion(
         name, words(spec.observation), words(spec.action), speed, best.name, best.preset, best.settings, reasons,
@@ -275,7 +277,7 @@ def words(space: Space) -> str:
     return f"{space.kind.replace('_', '-')}, {' x '.join(map(str, space.n))} choices"
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: float | int) -> str:
     """Seconds as people say them."""
     for unit, name in ((86_400.0, "days"), (3_600.0, "hours"), (60.0, "minutes")):
         if seconds >= 1.5 * unit:
@@ -283,7 +285,7 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} seconds" if seconds >= 10 else f"{seconds:.1f} seconds"
 
 
-def size(count: float) -> str:
+def size(count: float | int) -> str:
     """Bytes as people say them."""
     for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if count >= unit:
