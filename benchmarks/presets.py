@@ -1,7 +1,8 @@
 """Do the presets learn? Trains them over seeds and sets the returns beside those published by their source.
 
     python benchmarks/presets.py PPO/CartPole-v1 DQN/CartPole-v1 ...   # trains; records into results/presets.json
-    python benchmarks/presets.py --report                              # results/presets.md from these records
+    python benchmarks/presets.py --report                              # from these records results/presets.md, and
+                                                                       # docs/presets.md's table and picture
 
 Protocol: all seeds of a preset at once, in one process, by exactly its settings and budget; then each plays 50 whole
 episodes of the deterministic policy on environments of its own. The score of a seed is the mean of these. A preset is
@@ -45,6 +46,7 @@ def main() -> None:
         print(f"{name}: {verified_line(record)}", flush=True)
     if options.report or options.presets:
         (RESULTS / "presets.md").write_text(report(records()), encoding="utf-8")
+        write_docs()
 
 
 def records() -> list[Record]:
@@ -123,6 +125,38 @@ def report(done: list[Record]) -> str:
         ]  # fmt: skip
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines) + "\n"
+
+
+def write_docs() -> None:
+    """The table of all presets, and the picture of the verified ones."""
+    from advantage.experiments.plots import intervals_picture
+    from advantage.experiments.preset import presets
+    from advantage.experiments.statistics import Estimate
+    from advantage.experiments.tasks import OURS, SCALES
+
+    lines = ["| algorithm | environment | steps | ours | published |", "|---|---|---:|---|---:|"]
+    rows: dict[str, dict[str, Any]] = {}
+    for one in presets():
+        v, published = (
+            one.verified,
+            "–" if one.published is None else f"{one.published[0]} ± {one.published[1]}",
+        )
+        ours = f"{v.iqm} ({v.low} to {v.high}), {v.seeds} seeds" if v else "unverified"
+        normalised = ", `normalize`" if one.settings.get("normalize") else ""
+        lines.append(
+            f"| {one.algorithm} | `{one.env}`{normalised} | {one.total_timesteps:,} | {ours} | {published} |"
+        )
+        scale = SCALES.get(one.env.removeprefix(OURS))
+        if v and scale:
+            scores = [(x - scale[0]) / (scale[1] - scale[0]) for x in (v.iqm, v.low, v.high)]
+            rows.setdefault(one.env, {})[one.algorithm] = Estimate(*scores)
+    page = ROOT / "docs" / "presets.md"
+    before, _, rest = page.read_text(encoding="utf-8").partition("<!-- table -->\n")
+    after = rest.partition("<!-- /table -->")[2]
+    table = "\n".join(lines)
+    page.write_text(f"{before}<!-- table -->\n{table}\n<!-- /table -->{after}", encoding="utf-8")
+    note = "interquartile mean of 5 to 10 seeds, 95% interval"
+    intervals_picture(rows, ROOT / "docs" / "images" / "presets.png", "Verified presets", note)
 
 
 if __name__ == "__main__":

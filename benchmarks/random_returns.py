@@ -40,10 +40,18 @@ def main() -> None:
     for env_id in ENVS:
         returns = random_returns(env_id)
         error = np.std(returns) / np.sqrt(EPISODES)
-        entries[env_id] = {"mean": round(float(np.mean(returns)), 2), "standard_error": round(float(error), 2)}
+        entries[env_id] = {
+            "mean": round(float(np.mean(returns)), 2),
+            "standard_error": round(float(error), 2),
+        }
         print(env_id, entries[env_id], flush=True)
     version = importlib.metadata.version("gymnasium")
-    data = {"command": "python benchmarks/random_returns.py", "gymnasium": version, "episodes": EPISODES, "returns": entries}
+    data = {
+        "command": "python benchmarks/random_returns.py",
+        "gymnasium": version,
+        "episodes": EPISODES,
+        "returns": entries,
+    }
     FILE.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
 
 

@@ -79,9 +79,16 @@ def estimate(name: str) -> dict[str, float]:
     from advantage.experiments.cost import estimate
 
     run, began = jobs.RUNS[name], time.perf_counter()
-    found = estimate(run.algorithm, run.env, STEPS[name], {**run.settings, "n_envs": run.n_envs}, seeds=run.seeds)
+    found = estimate(
+        run.algorithm, run.env, STEPS[name], {**run.settings, "n_envs": run.n_envs}, seeds=run.seeds
+    )
     took = time.perf_counter() - began
-    return {"seconds": found.seconds, "compile_seconds": found.compile_seconds, "memory": found.memory, "took": took}
+    return {
+        "seconds": found.seconds,
+        "compile_seconds": found.compile_seconds,
+        "memory": found.memory,
+        "took": took,
+    }
 
 
 def train(name: str) -> dict[str, float]:

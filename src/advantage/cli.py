@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     import numpy as np
 
     from advantage.experiments.preset import Preset
-    from advantage.experiments.suggest import Suggestion
     from advantage.models import Model
 
 USAGE_ERROR = 2
@@ -129,10 +128,7 @@ def train(
     given |= {} if n_envs is None else {"n_envs": n_envs}
     preset = None if no_preset else find_preset(face.__name__, env)
     total_timesteps = total_timesteps or (preset.total_timesteps if preset else 100_000)
-    fields = {**(preset.settings if preset else {}), **given}
-    policy = fields.pop("policy", "MlpPolicy")
-    with _naming(preset, given):
-        model = face(policy, env, seeds=seeds, seed=seed, **fields)
+    model = _made(face, env, preset, given, seeds=seeds, seed=seed)
     folder = str(out or run_folder("runs", f"{face.__name__}_{_file_name(env)}"))
     formats = dict.fromkeys(["csv", *(["stdout"] if verbose else []), *(name for group in log for name in group)])
     model.set_logger(configure(folder, list(formats)))
@@ -195,8 +191,8 @@ def compare(
     names = [_face(name).__name__ for name in algorithms]
     folder = out or Path("runs") / f"compare_{'_'.join(map(_file_name, env))}"
     report = run(
-        names, envs=env, out=folder, presets=presets, total_timesteps=total_timesteps, seeds=seeds, seed=seed, evaluations=evaluations,
-        n_eval_episodes=n_eval_episodes, settings=_settings_of(names, settings), progress_bar=True,
+        names, envs=env, out=folder, presets=presets, total_timesteps=total_timesteps, seeds=seeds, seed=seed,
+        evaluations=evaluations, n_eval_episodes=n_eval_episodes, settings=_settings_of(names, settings), progress_bar=True,
     )  # fmt: skip
     print(f"{report}\n")
     print(f"saved {folder}: {', '.join(path.name for path in report.files)}")
@@ -293,8 +289,8 @@ def presets(*, debug: Debug = False) -> None:
         table.add_column(column, no_wrap=True, justify="right" if column == "steps" else "left")
     for one in every():
         v = one.verified
-        reached = f"{v.iqm:,.1f} ({v.low:,.1f} to {v.high:,.1f}), {v.seeds} seeds" if v else "[dim]unverified[/dim]"
-        table.add_row(one.algorithm, one.env, f"{one.total_timesteps:,}", reached)
+        ours = f"{v.iqm:,.1f} ({v.low:,.1f} to {v.high:,.1f}), {v.seeds} seeds" if v else "[dim]unverified[/dim]"
+        table.add_row(one.algorithm, one.env, f"{one.total_timesteps:,}", ours)
     Console(highlight=False).print(table)
 
 
@@ -325,46 +321,16 @@ def suggest(
 
     name = None if algorithm is None else _face(algorithm).__name__
     suggestion = ask(env, budget, algorithm=name, seeds=seeds, checkpoint=checkpoint)
-    if as_json:
-        print(json.dumps(suggestion.as_dict()))
-    else:
-        _show_suggestion(suggestion)
+    print(json.dumps(suggestion.as_dict())) if as_json else Console(highlight=False).print(suggestion)
 
 
-def _show_suggestion(suggestion: Suggestion) -> None:
-    from advantage.experiments.suggest import duration, size
-
-    cost, console = suggestion.cost, Console(highlight=False)
-    table = Table(show_header=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    steps, budget = f"{cost.steps_per_second:,.0f} steps/s", f"{cost.total_timesteps:,} steps"
-    budget += f" for each of {cost.seeds} seeds" if cost.seeds > 1 else ""
-    rows = {
-        "observations": suggestion.observation,
-        "actions": suggestion.action,
-        "environment": f"{suggestion.env_steps_per_second:,.0f} steps/s on its own",
-        "algorithm": suggestion.algorithm,
-        "settings": ", ".join(f"{k}={v}" for k, v in suggestion.settings.items()) or "defaults",
-        "why": "\n".join(suggestion.reasons),
-        **{f"not {name}": why for name, why in suggestion.others.items()},
-        "budget": budget,
-        "time": f"{duration(cost.seconds)} ({duration(cost.compile_seconds)} of it to compile, then {steps})",
-        "memory": size(cost.memory) + (f", of it {size(cost.replay)} replay" if cost.replay else ""),
-        "disk": size(cost.disk),
-        "train it": suggestion.command,
-    }
-    for name, value in rows.items():
-        table.add_row(name, escape(value))
-    console.print(f"[bold]{escape(f'{suggestion.algorithm} on {suggestion.env}')}[/bold]", table, sep="\n")
-
-
-@contextlib.contextmanager
-def _naming(preset: Preset | None, given: Mapping[str, Any]) -> Iterator[None]:
-    """Errors about settings that the user did not give say where these come from."""
+def _made(face: type[Model], env: str, preset: Preset | None, given: Mapping[str, Any], **options: int) -> Model:
+    """A model by a preset's settings and the user's own, which win."""
+    fields = {**(preset.settings if preset else {}), **given}
     try:
-        yield
+        return face(fields.pop("policy", "MlpPolicy"), env, **options, **fields)
     except (TypeError, ValueError) as error:
+        # What the user did not give has to say where it comes from.
         if preset and any(name in str(error) for name in preset.settings if name not in given):
             where = f"preset {preset.algorithm} {preset.env}: override it with --set, or give --no-preset"
             raise Refusal(f"{error} (from the {where})") from None

@@ -50,7 +50,9 @@ def test_a_preset_can_be_trained(one):
     model = face(one.settings.pop("policy", "MlpPolicy"), None, **one.settings)  # unknown names raise
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        model._check(spec(one.env), model.n_envs, one.env.startswith("advantage/"))  # values that cannot work raise
+        model._check(
+            spec(one.env), model.n_envs, one.env.startswith("advantage/")
+        )  # values that cannot work raise
 
 
 @pytest.mark.parametrize("one", [one for one in EVERY if one.verified], ids=name)
@@ -94,14 +96,35 @@ def test_a_preset_trains():
 
 def test_what_is_said():
     text = str(preset("PPO", "LunarLander-v3"))
-    assert text.startswith("PPO on LunarLander-v3: n_envs=16, ") and text.endswith("; 1,000,000 steps; unverified")
+    assert text.startswith("PPO on LunarLander-v3: n_envs=16, ") and text.endswith(
+        "; 1,000,000 steps; unverified"
+    )
     text = preset("PPO", "CartPole-v1").status
-    assert text.startswith("verified: return 500.0 (") and text.endswith(" seeds, benchmarks/results/presets.json")
+    assert text.startswith("verified: return 500.0 (") and text.endswith(
+        " seeds, benchmarks/results/presets.json"
+    )
 
 
 def test_none_is_named():
-    with pytest.raises(ValueError, match=r"env='CartPole-v0' has no preset of PPO; there are some for CartPole-v1"):
+    with pytest.raises(
+        ValueError, match=r"env='CartPole-v0' has no preset of PPO; there are some for CartPole-v1"
+    ):
         preset("PPO", "CartPole-v0")
     with pytest.raises(ValueError, match="algorithm='TRPO' has no presets: choose from DQN, PPO"):
         preset("TRPO", "CartPole-v1")
     assert find_preset("PPO", "CartPole-v0") is None and find_preset("TRPO", "CartPole-v1") is None
+
+
+def test_the_table_in_the_docs_is_that_of_the_files():
+    text = (ROOT / "docs" / "presets.md").read_text(encoding="utf-8")
+    table = text.partition("<!-- table -->")[2].partition("<!-- /table -->")[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[3:]]
+    expected = []
+    for one in EVERY:
+        v = one.verified
+        expected.append([
+            one.algorithm, f"`{one.env}`" + ", `normalize`" * ("normalize" in one.settings), f"{one.total_timesteps:,}",
+            f"{v.iqm} ({v.low} to {v.high}), {v.seeds} seeds" if v else "unverified",
+            "–" if one.published is None else f"{one.published[0]} ± {one.published[1]}",
+        ])  # fmt: skip
+    assert rows == expected, "python benchmarks/presets.py --report writes it"

@@ -113,7 +113,9 @@ def test_a_replay_that_does_not_fit_is_not_tried(monkeypatch):
     settings = {"buffer_size": 10**6, "learning_starts": 500, "train_freq": 16}
     found = estimate("DQN", ENV, 2_000, settings, seeds=2, checkpoint=True, seconds=0.1)
     rows = 10**6 * (2 * 16 + 4 + 4 + 1) + 8
-    assert built == [(int(10**6 * 0.25 * 10**7 / (2 * rows)), 0)], "a quarter of what is free; it learns at once"
+    assert built == [(int(10**6 * 0.25 * 10**7 / (2 * rows)), 0)], (
+        "a quarter of what is free; it learns at once"
+    )
     assert found.replay == 2 * rows and found.disk > found.replay and found.memory > found.replay
 
 

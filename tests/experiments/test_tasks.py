@@ -33,7 +33,9 @@ def numbered(scores):
 
 
 def test_known_scales_are_those_of_the_files():
-    measured = json.loads((ROOT / "benchmarks/results/random_returns.json").read_text(encoding="utf-8"))["returns"]
+    measured = json.loads((ROOT / "benchmarks/results/random_returns.json").read_text(encoding="utf-8"))[
+        "returns"
+    ]
     assert {env: low for env, (low, _) in SCALES.items()} == {env: x["mean"] for env, x in measured.items()}
     assert all(low < high for low, high in SCALES.values())
 
@@ -80,7 +82,10 @@ def test_only_what_is_complete_counts(tmp_path):
         "Of A only the 2 seeds count that were trained on all of them.",
     )
     report = write_report(made, tmp_path)
-    assert all(said in report.text for said in tasks.left_out) and f"## Final return on {PENDULUM}" in report.text
+    assert (
+        all(said in report.text for said in tasks.left_out)
+        and f"## Final return on {PENDULUM}" in report.text
+    )
     assert "Scales taken from the runs themselves change with every run" in report.text
 
 
@@ -103,7 +108,11 @@ def test_report(tmp_path):
     assert over_all["IQM over all"] == f"{value:.2f} ({low:.2f} to {high:.2f})"
     assert over_all[f"IQM on {CART}"].startswith(f"{aggregate(tasks.final['A'][:, 0]).value:.2f} (")
     assert over_all["mean over all"].startswith(f"{tasks.final['A'].mean():.2f} (")
-    assert [said.split(":")[0] for said in report.verdicts] == ["Over 2 environments", f"On {CART}", f"On {OTHER}"]
+    assert [said.split(":")[0] for said in report.verdicts] == [
+        "Over 2 environments",
+        f"On {CART}",
+        f"On {OTHER}",
+    ]
     assert report.verdicts[0].endswith(verdict("A", tasks.final["A"], "B", tasks.final["B"]))
     assert "Each pair is judged alone" in report.text
     names = {path.name for path in report.files}
@@ -114,7 +123,10 @@ def test_report(tmp_path):
 
 def test_a_verdict_over_tasks():
     """Each task alone is undecided at three seeds; both together are not."""
-    x, y = np.array([[4.0, 40.0], [5.0, 50.0], [6.0, 60.0]]), np.array([[1.0, 10.0], [2.0, 20.0], [3.0, 30.0]])
+    x, y = (
+        np.array([[4.0, 40.0], [5.0, 50.0], [6.0, 60.0]]),
+        np.array([[1.0, 10.0], [2.0, 20.0], [3.0, 30.0]]),
+    )
     assert "not distinguishable" in verdict("X", x[:, 0], "Y", y[:, 0])
     said = verdict("X", x, "Y", y)
     assert said.startswith("X > Y with probability 1.00")

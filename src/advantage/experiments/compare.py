@@ -265,9 +265,13 @@ def _checked_settings(
 
 def _checked_envs(env: str | None, envs: Sequence[str] | None) -> list[str]:
     if (env is None) == (envs is None):
-        raise ValueError(f"env={env!r} and envs={envs!r}: give env, or envs for several environments, not both")
+        raise ValueError(
+            f"env={env!r} and envs={envs!r}: give env, or envs for several environments, not both"
+        )
     if isinstance(envs, str) or (envs is not None and len({*envs}) != max(len(envs), 1)):
-        raise ValueError(f"envs={envs!r} has to be a list of ids, each once, such as ['CartPole-v1', 'Acrobot-v1']")
+        raise ValueError(
+            f"envs={envs!r} has to be a list of ids, each once, such as ['CartPole-v1', 'Acrobot-v1']"
+        )
     given = [env] if envs is None else list(envs)
     for one in given:
         if not isinstance(one, str):

@@ -167,11 +167,17 @@ def _trial_settings(model: Model, spec: Spec, replay: int) -> dict[str, Any]:
     if hasattr(config, "learning_starts"):
         changed["learning_starts"] = 0
     if replay > SHARE_OF_MEMORY * free_memory():
-        changed["buffer_size"] = max(int(config.buffer_size * SHARE_OF_MEMORY * free_memory() / replay), 10_000)
+        changed["buffer_size"] = max(
+            int(config.buffer_size * SHARE_OF_MEMORY * free_memory() / replay), 10_000
+        )
     length = config.steps_per_update
     if not hasattr(model.algorithm, "learn") and getattr(config, "n_steps", None) == length:
         minibatch = getattr(config, "batch_size", 1)
-        while length * model.n_envs > TRIAL_ROWS and length % 2 == 0 and length // 2 * model.n_envs % minibatch == 0:
+        while (
+            length * model.n_envs > TRIAL_ROWS
+            and length % 2 == 0
+            and length // 2 * model.n_envs % minibatch == 0
+        ):
             length //= 2
         changed["n_steps"] = length
     return changed

@@ -76,7 +76,9 @@ def preset(algorithm: str, env: str) -> Preset:
     found = {one.env: one for one in known}
     if env not in found:
         near = difflib.get_close_matches(env, found, n=3, cutoff=0.6) or list(found)
-        raise ValueError(f"env={env!r} has no preset of {known[0].algorithm}; there are some for {', '.join(near)}")
+        raise ValueError(
+            f"env={env!r} has no preset of {known[0].algorithm}; there are some for {', '.join(near)}"
+        )
     return found[env]
 
 

@@ -88,7 +88,12 @@ def write_report(results: Results, out: str | os.PathLike[str]) -> Report:
 
 def _sections(results: Results, where: str) -> list[str]:
     """What there is to say about one environment."""
-    parts = [f"## Final return{where}", _final_table(results), f"## Return over training{where}", _curve_table(results)]
+    parts = [
+        f"## Final return{where}",
+        _final_table(results),
+        f"## Return over training{where}",
+        _curve_table(results),
+    ]
     return [*parts, f"## Seeds{where}", _seed_table(results)]
 
 
@@ -167,7 +172,9 @@ def _protocol(results: Results) -> str:
     ]
     for name in results.algorithms:
         parts = {env: results.on(env) for env in results.envs}
-        given = {env: _settings(part.settings(name)) for env, part in parts.items() if name in part.algorithms}
+        given = {
+            env: _settings(part.settings(name)) for env, part in parts.items() if name in part.algorithms
+        }
         if len({*given.values()}) == 1:
             lines.append(f"{name}: {next(iter(given.values()))}.")
         else:
@@ -183,7 +190,11 @@ def _scales(tasks: Tasks) -> str:
     """What 0 and 1 are."""
     lines = ["Normalised scores; an environment counts as much as another."]
     for env, (low, high, known) in tasks.scales.items():
-        ends = "random actions to the best published" if known else "the lowest to the highest final return in here"
+        ends = (
+            "random actions to the best published"
+            if known
+            else "the lowest to the highest final return in here"
+        )
         lines.append(f"{env}: 0 to 1 is {low:,.1f} to {high:,.1f}, {ends}.")
     if not all(scale.known for scale in tasks.scales.values()):
         lines.append("Scales taken from the runs themselves change with every run that is added.")
@@ -197,8 +208,11 @@ def _tasks_table(tasks: Tasks) -> str:
         rows.append([f"IQM on {env}", *(_estimate(aggregate(x[:, index]), 2) for x in tasks.final.values())])
     for statistic in AGGREGATES:
         label = {"iqm": "IQM", "optimality_gap": "optimality gap"}.get(statistic, statistic)
-        rows.append([f"{label} over all", *(_estimate(aggregate(x, statistic), 2) for x in tasks.final.values())])
-    return f"{_table(rows)}\n\nOf the last evaluation, with 95% intervals. Optimality gap: what is missing to 1; less is better."
+        rows.append(
+            [f"{label} over all", *(_estimate(aggregate(x, statistic), 2) for x in tasks.final.values())]
+        )
+    note = "Of the last evaluation, with 95% intervals. Optimality gap: what is missing to 1; less is better."
+    return f"{_table(rows)}\n\n{note}"
 
 
 def _estimate(estimate: Estimate, digits: int) -> str:
@@ -290,7 +304,9 @@ def _draw(results: Results, tasks: Tasks | None, out: Path) -> list[Path]:
             paths += _draw_tasks(results, tasks, out, suffix)
         for env in results.envs:
             here, ending = results.on(env), "_" + re.sub(r"[^A-Za-z0-9.-]+", "-", env) if several else ""
-            efficiency, profile = (out / f"{name}{ending}{suffix}" for name in ("sample_efficiency", "performance_profile"))
+            efficiency, profile = (
+                out / f"{name}{ending}{suffix}" for name in ("sample_efficiency", "performance_profile")
+            )
             curves = {name: (here.protocol.steps(), here.returns(name)) for name in here.algorithms}
             learning_curve(curves, efficiency, _title(here))
             final = {name: here.final(name) for name in here.algorithms}
@@ -305,7 +321,8 @@ def _draw_tasks(results: Results, tasks: Tasks, out: Path, suffix: str) -> list[
     intervals, efficiency, profile = paths = [out / f"{name}{suffix}" for name in names]
     title = f"{', '.join(tasks.final)} on {len(tasks.envs)} environments"
     rows = {
-        env: {name: aggregate(x[:, index]) for name, x in tasks.final.items()} for index, env in enumerate(tasks.envs)
+        env: {name: aggregate(x[:, index]) for name, x in tasks.final.items()}
+        for index, env in enumerate(tasks.envs)
     }
     rows["all"] = {name: aggregate(x) for name, x in tasks.final.items()}
     note = f"interquartile mean of {_number_of_seeds({len(x) for x in tasks.final.values()})}, 95% interval"

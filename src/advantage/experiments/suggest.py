@@ -10,6 +10,9 @@ from typing import Any
 import gymnasium
 import jax
 import numpy as np
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
 
 from advantage.envs.jax import JaxEnv, is_jax_env, reset_envs, step_envs
 from advantage.envs.make import reserve_threads, resolve_env
@@ -92,6 +95,31 @@ class Suggestion:
         ]
         return "\n".join(lines)
 
+    def __rich__(self) -> RenderableType:
+        """For a terminal: `rich.print(suggestion)`."""
+        cost, table = self.cost, Table(show_header=False)
+        table.add_column(style="bold", no_wrap=True)
+        table.add_column(overflow="fold")
+        rows = {
+            "observations": self.observation,
+            "actions": self.action,
+            "environment": f"{self.env_steps_per_second:,.0f} steps/s on its own",
+            "algorithm": self.algorithm,
+            "settings": ", ".join(f"{name}={value}" for name, value in self.settings.items()) or "defaults",
+            "why": "\n".join(self.reasons),
+            **{f"not {name}": why for name, why in self.others.items()},
+            "budget": f"{cost.total_timesteps:,} steps"
+            + f" for each of {cost.seeds} seeds" * (cost.seeds > 1),
+            "time": f"{duration(cost.seconds)} ({duration(cost.compile_seconds)} of it to compile, then"
+            f" {cost.steps_per_second:,.0f} steps/s)",
+            "memory": size(cost.memory) + f", of it {size(cost.replay)} replay" * (cost.replay > 0),
+            "disk": size(cost.disk),
+            "train it": self.command,
+        }
+        for name, value in rows.items():
+            table.add_row(name, escape(value))
+        return Group(f"[bold]{escape(f'{self.algorithm} on {self.env}')}[/bold]", table)
+
 
 @dataclasses.dataclass(frozen=True)
 class _Choice:
@@ -156,7 +184,9 @@ def suggest(
     choices, others = _choices(name, spec, is_jax_env(made))
     wanted = [c for c in choices if algorithm is None or c.name == algorithm.upper()]
     if not wanted:
-        raise ValueError(f"env={name!r}: " + "; ".join(others[n] for n in others if algorithm in (None, n, n.lower())))
+        raise ValueError(
+            f"env={name!r}: " + "; ".join(others[n] for n in others if algorithm in (None, n, n.lower()))
+        )
     ranked = sorted(wanted, key=lambda c: c.rank(speed < DEAR), reverse=True)
     best = ranked[0]
     others |= {c.name: _why_not(c, best, speed) for c in choices if c is not best}
@@ -249,7 +279,9 @@ def _host_speed(env: gymnasium.Env, seconds: float | int) -> float:
 def _jax_speed(env: JaxEnv, seconds: float | int, length: int = 256) -> float:
     space = env.spec.action.to_gymnasium()
     samples = [[space.sample() for _ in range(SIDE_BY_SIDE)] for _ in range(length)]
-    actions = jax.tree.map(lambda *x: np.stack(x), *[jax.tree.map(lambda *x: np.stack(x), *row) for row in samples])
+    actions = jax.tree.map(
+        lambda *x: np.stack(x), *[jax.tree.map(lambda *x: np.stack(x), *row) for row in samples]
+    )
 
     @jax.jit
     def run(carried: Any, key: jax.Array) -> Any:

@@ -61,7 +61,11 @@ def tasks_of(results: Results) -> Tasks | None:
     if len(envs) < 2:
         return None
     scales = {env: scale_of(parts[env]) for env in envs}
-    left_out = [f"{env} is left out: {_missing(parts[env], names)} was not trained on it." for env in parts if env not in envs]
+    left_out = [
+        f"{env} is left out: {_missing(parts[env], names)} was not trained on it."
+        for env in parts
+        if env not in envs
+    ]
     curves = {}
     for name in names:
         seeds = {env: parts[env].seeds(name) for env in envs}
@@ -70,7 +74,9 @@ def tasks_of(results: Results) -> Tasks | None:
             left_out.append(f"Of {name} only the {len(shared)} seeds count that were trained on all of them.")
         if not shared:
             return None
-        rows = [_normalised(parts[env].returns(name), scales[env])[np.isin(seeds[env], shared)] for env in envs]
+        rows = [
+            _normalised(parts[env].returns(name), scales[env])[np.isin(seeds[env], shared)] for env in envs
+        ]
         curves[name] = np.stack(rows, axis=1)
     final = {name: curve[:, :, -1] for name, curve in curves.items()}
     return Tasks(envs, scales, final, curves, tuple(left_out))
