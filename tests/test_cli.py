@@ -1,11 +1,14 @@
 """The command line: what it prints, what it writes, and how it fails."""
 
 import csv
+import json
 import shlex
 
 import pytest
 
-from advantage import PPO, cli
+from advantage import PPO, cli, preset
+from advantage.experiments.cost import Cost
+from advantage.experiments.preset import presets
 from advantage.models import ALGORITHMS
 
 SMALL = "--set n_steps=16 batch_size=32 n_epochs=2 --total-timesteps 64"
@@ -80,6 +83,93 @@ def test_train_numbers_its_folders_and_prints_tables(run, tmp_path):
     assert names == ["PPO_advantage-CartPole-v1_1", "PPO_advantage-CartPole-v1_2"]
 
 
+@pytest.fixture
+def untrained(monkeypatch):
+    """PPO that only says what it was asked for: `{"fields": ..., "total_timesteps": ...}`."""
+    seen = {}
+
+    class Untrained(PPO):
+        def __init__(self, policy, env=None, **fields):
+            seen["fields"] = fields
+            super().__init__(policy, env, **fields)
+
+        def learn(self, total_timesteps, **options):
+            seen["total_timesteps"] = total_timesteps
+            return self
+
+    Untrained.__name__ = "PPO"
+    monkeypatch.setitem(ALGORITHMS, "PPO", Untrained)
+    return seen
+
+
+def test_a_preset_is_used_and_shown(run, untrained):
+    code, out, err = run("train ppo CartPole-v1")
+    assert code == 0, err
+    expected = preset("PPO", "CartPole-v1")
+    assert untrained["fields"] == {**expected.settings, "seed": 0, "seeds": 1}
+    assert untrained["total_timesteps"] == expected.total_timesteps == 100_000
+    said = " ".join(out.split())
+    assert said.startswith(f"preset PPO CartPole-v1, {expected.status} n_envs=8, n_steps=32, ")
+    assert said.endswith("ent_coef=0.0; 100,000 steps; --no-preset refuses it")
+
+
+def test_the_users_options_win_over_the_preset(run, untrained):
+    code, out, err = run("train ppo CartPole-v1 --n-envs 2 --set n_steps=128 gamma=0.5 vf_coef=1 --total-timesteps 64")
+    assert code == 0, err
+    fields = untrained["fields"]
+    assert (fields["n_envs"], fields["n_steps"], fields["gamma"], fields["vf_coef"]) == (2, 128, 0.5, 1)
+    assert fields["gae_lambda"] == 0.8 and untrained["total_timesteps"] == 64
+    said = " ".join(out.split())
+    assert "n_envs=2 (yours), n_steps=128 (yours), batch_size=256, " in said and "gamma=0.5 (yours)" in said
+    assert "64 steps in place of the preset's 100,000" in said
+
+
+@pytest.mark.parametrize("line", ["train ppo CartPole-v1 --no-preset", "train ppo advantage/ProbeMatch-v0"])
+def test_without_a_preset_there_are_defaults(run, untrained, line):
+    code, out, err = run(line)
+    assert code == 0, err
+    assert untrained == {"fields": {"seed": 0, "seeds": 1}, "total_timesteps": 100_000} and "preset" not in out
+
+
+def test_n_envs_may_be_a_setting(run, untrained):
+    assert run("train ppo CartPole-v1 --set n_envs=16")[0] == 0
+    assert untrained["fields"]["n_envs"] == 16
+
+
+def test_where_a_preset_is_in_the_way_it_is_named(run):
+    said = refused(run("train ppo CartPole-v1 --n-envs 4"))
+    assert "batch_size=256 is larger than the rollout" in said
+    assert said.endswith("(from the preset PPO CartPole-v1: override it with --set, or give --no-preset)\n")
+    assert "preset" not in refused(run("train ppo CartPole-v1 --set vf_coef=high"))
+
+
+def test_presets(run):
+    code, out, _ = run("presets")
+    assert code == 0 and max(map(len, out.splitlines())) <= 80
+    rows = [line.split() for line in out.splitlines()]
+    assert ["PPO", "LunarLander-v3", "1,000,000", "unverified"] in rows
+    assert any(row[:5] == ["PPO", "CartPole-v1", "100,000", "500.0", "(498.4"] for row in rows)
+    assert len(rows) == 1 + len(presets())
+
+
+def test_suggest(run, monkeypatch):
+    cost = Cost(50_000, 2, 100.0, 4.0, 1040.0, 500_000_000, 80_000_000, 120_000, "cpu")
+    monkeypatch.setattr("advantage.experiments.suggest.env_speed", lambda *_: 90_000.0)
+    monkeypatch.setattr("advantage.experiments.suggest.estimate", lambda *_, **__: cost)
+    code, out, err = run("suggest CartPole-v1 --budget 50000 --seeds 2 --algorithm dqn")
+    assert code == 0, err
+    rows = [" ".join(line.strip("│").split()) for line in out.splitlines()]
+    said = " ".join(rows)
+    assert rows[0] == "DQN on CartPole-v1" and "│ 90,000 steps/s on its own" in said
+    assert "1.7 minutes (4.0 seconds of it to compile, then 1,040" in said
+    assert "500 MB, of it 80 MB replay" in said and "50,000 steps for each of 2 seeds" in said
+    assert "not PPO │ possible" in said and "advantage train DQN CartPole-v1 --seeds 2" in said
+    assert max(map(len, out.splitlines())) <= 80
+    found = json.loads(run("suggest CartPole-v1 --json")[1])
+    assert found["algorithm"] == "PPO" and found["cost"]["seconds"] == 100.0
+    assert found["command"].startswith("advantage train PPO CartPole-v1")
+
+
 def test_settings():
     texts = [
         "learning_rate=lin_1e-3", "n-steps=32", "gamma=.9", "use_sde=false", "target_kl=None",
@@ -125,6 +215,12 @@ def test_settings_may_be_repeated(run, tmp_path):
         ("compare PPO --env CartPole-v1 --total-timesteps 0", "total_timesteps=0 has to be a whole number"),
         ("compare PPO --env CartPole-v1 --set DQN.gamma=0.5", "--set DQN.gamma: DQN is not compared"),
         ("compare PPO --env CartPole-v1 --set PPO.n_step=3", "did you mean 'n_steps'?"),
+        ("compare PPO --total-timesteps 64", "--env ID is missing"),
+        ("compare PPO --env CartPole-v1 --env CartPole-v1", "has to be a list of ids, each once"),
+        ("compare PPO --env CartPole-v0 --presets", "there are some for CartPole-v1"),
+        ("suggest CartPol-v1", "did you mean CartPole-v1"),
+        ("suggest CartPole-v1 --algorithm DQM", "did you mean DQN?"),
+        ("suggest CartPole-v1 --budget 0", "budget=0 has to be a whole number"),
         ("evaluate nothing.zip", "no model file at nothing.zip"),
     ],
 )
@@ -175,6 +271,14 @@ def test_compare(run, tmp_path):
     folder = tmp_path / "runs" / "compare_advantage-CartPole-v1"
     assert (folder / "results.jsonl").exists() and (folder / "sample_efficiency.png").exists()
     assert "total_timesteps=100000, but the results in" in refused(run(line))
+
+
+def test_compare_on_several_environments(run, tmp_path):
+    line = "compare PPO --env advantage/CartPole-v1 --env advantage/ProbeMatch-v0 --evaluations 1 --n-eval-episodes 2"
+    code, out, err = run(f"{line} --seeds 1 --set n_steps=16 batch_size=16 --total-timesteps 32")
+    assert code == 0, err
+    assert "PPO on 2 environments" in out and "## Over 2 environments" in out
+    assert (tmp_path / "runs" / "compare_advantage-CartPole-v1_advantage-ProbeMatch-v0" / "intervals.png").exists()
 
 
 def test_evaluate(run, file):

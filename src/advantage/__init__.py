@@ -27,6 +27,9 @@ _HOME = {
     "TimeLimit": "advantage.envs.wrappers",
     "evaluate_policy": "advantage.training.evaluation",
     "compare": "advantage.experiments.compare",
+    "Preset": "advantage.experiments.preset",
+    "preset": "advantage.experiments.preset",
+    "suggest": "advantage.experiments.suggest",
     "BaseCallback": "advantage.training.callbacks",
     "CallbackList": "advantage.training.callbacks",
     "CheckpointCallback": "advantage.training.ready_callbacks",
@@ -59,6 +62,8 @@ if TYPE_CHECKING:
     )
     from advantage.equations.schedules import Linear
     from advantage.experiments.compare import compare
+    from advantage.experiments.preset import Preset, preset
+    from advantage.experiments.suggest import suggest
     from advantage.models import ALGORITHMS, DQN, PPO
     from advantage.training.callbacks import BaseCallback, CallbackList
     from advantage.training.evaluation import evaluate_policy

@@ -1,3 +1,4 @@
+<<<<<<< HEAD
 """The command line: `advantage train`, `compare`, `evaluate`, `watch`, `replay` and `algorithms`.
 
 Whatever is slow to import is imported by the command that needs it: help answers at once.
@@ -8,13 +9,14 @@ from __future__ import annotations
 import ast
 import contextlib
 import difflib
+import json
 import os
 import re
 import sys
 import time
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,6 +29,7 @@ from tyro.conf import Positional, UseAppendAction, arg
 if TYPE_CHECKING:
     import numpy as np
 
+    from advantage.experiments.preset import Preset
     from advantage.models import Model
 
 USAGE_ERROR = 2
@@ -57,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0: done; 2: an error, told in one line on stderr; 130: Ctrl-C.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
-    functions = (train, compare, evaluate, watch, replay, algorithms)
+    functions = (train, compare, suggest, evaluate, watch, replay, algorithms, presets)
     commands = {function.__name__: function for function in functions}
     with warnings.catch_warnings():
         warnings.showwarning = _note
@@ -88,11 +91,12 @@ def train(
     env: Annotated[Positional[str | None], arg(metavar="ENV")] = None,
     /,
     *,
-    total_timesteps: int = 100_000,
-    n_envs: int = 1,
+    total_timesteps: int | None = None,
+    n_envs: int | None = None,
     seeds: int = 1,
     seed: int = 0,
     settings: Settings = (),
+    no_preset: bool = False,
     out: Annotated[Path | None, arg(metavar="DIR")] = None,
     log: Annotated[UseAppendAction[tuple[tuple[str, ...], ...]], arg(metavar="FORMAT [...]")] = (),
     checkpoint_every: int | None = None,
@@ -102,20 +106,24 @@ def train(
 ) -> int:
     """Train agents and save them.
 
+    Where there is a preset for the environment (see advantage presets), it is shown and used; your own options win.
+
     Args:
         algorithm: PPO, DQN, ...: see advantage algorithms.
         env: CartPole-v1, advantage/CartPole-v1, brax/ant, ...
-        total_timesteps: Environment steps of each seed.
-        n_envs: Environments side by side, for each seed.
+        total_timesteps: Environment steps of each seed; the preset's or 100,000 by default.
+        n_envs: Environments side by side, for each seed; the preset's or 1 by default.
         seeds: Independent agents trained side by side.
         seed: The first seed; the others follow it.
         settings: Hyper-parameters: numbers, true, none, JSON lists and dicts, or lin_1e-3 (falls to 0).
+        no_preset: The algorithm's own defaults in place of the preset's settings.
         out: Folder for model.zip and progress.csv; runs/ALGO_ENV_n by default.
         log: Where values go besides progress.csv: json, tensorboard, wandb, mlflow, trackio.
         checkpoint_every: Steps between checkpoints in DIR/checkpoints, from which --resume DIR goes on.
         resume: Go on with the run in this folder to its planned end; ALGO, ENV and settings are its own.
         verbose: Print a table of the training's values at every log.
     """
+    from advantage.experiments.preset import find_preset
     from advantage.training.loggers import configure, run_folder
 
     if resume is not None:
@@ -123,14 +131,18 @@ def train(
     if algorithm is None or env is None:
         raise Refusal("train needs an algorithm and an environment: advantage train PPO CartPole-v1")
     face = _face(algorithm)
-    if total_timesteps < 1:
+    if total_timesteps is not None and total_timesteps < 1:
         raise Refusal(f"--total-timesteps {total_timesteps}: has to be at least 1")
     given = _settings([text for group in settings for text in group])
-    policy = given.pop("policy", "MlpPolicy")
-    model = face(policy, env, n_envs=n_envs, seeds=seeds, seed=seed, **given)
+    given |= {} if n_envs is None else {"n_envs": n_envs}
+    preset = None if no_preset else find_preset(face.__name__, env)
+    total_timesteps = total_timesteps or (preset.total_timesteps if preset else 100_000)
+    model = _made(face, env, preset, given, seeds=seeds, seed=seed)
     folder = str(out or run_folder("runs", f"{face.__name__}_{_file_name(env)}"))
     formats = dict.fromkeys(["csv", *(["stdout"] if verbose else []), *(name for group in log for name in group)])
     model.set_logger(configure(folder, list(formats)))
+    if preset:
+        _show_preset(preset, given, total_timesteps)
     checkpoints = None if checkpoint_every is None else Path(folder) / "checkpoints"
     return _learn(
         model, Path(folder), total_timesteps, checkpoint_dir=checkpoints, checkpoint_every=checkpoint_every
@@ -155,6 +167,11 @@ def _go_on(folder: Path, algorithm: str | None, env: str | None, settings: Seque
 def _learn(model: Model, folder: Path, total_timesteps: int | None, **options: Any) -> int:
     """Train, save the model to the folder whatever happens, and print what came of it."""
     path, code, began, before = folder / "model.zip", 0, time.perf_counter(), model.num_timesteps
+=======
+    if preset:
+        _show_preset(preset, given, total_timesteps)
+    path, code, began = Path(folder) / "model.zip", 0, time.perf_counter()
+>>>>>>> presets
     try:
         model.learn(total_timesteps, progress_bar=True, **options)
     except KeyboardInterrupt:
@@ -179,13 +196,14 @@ def compare(
     algorithms: Annotated[Positional[tuple[str, ...]], arg(metavar="ALGO [...]")],
     /,
     *,
-    env: Annotated[str, arg(metavar="ID")],
+    env: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="ID")],
     total_timesteps: int = 100_000,
     seeds: int = 10,
     seed: int = 0,
     evaluations: int = 10,
     n_eval_episodes: int = 20,
     settings: Settings = (),
+    presets: bool = False,
     out: Annotated[Path | None, arg(metavar="DIR")] = None,
     debug: Debug = False,
 ) -> None:
@@ -195,22 +213,25 @@ def compare(
 
     Args:
         algorithms: PPO, DQN, ...: see advantage algorithms.
-        env: CartPole-v1, advantage/CartPole-v1, brax/ant, ...
+        env: CartPole-v1, advantage/CartPole-v1, brax/ant, ...; may be repeated.
         total_timesteps: Environment steps of each seed.
         seeds: Independent agents of each algorithm; 10 or more tell something.
         seed: The first seed; the others follow it.
         evaluations: Evenly spaced, the last one at the end.
         n_eval_episodes: Of each evaluation, for each seed.
         settings: Hyper-parameters of all, or of one: n_envs=8, PPO.n_steps=128.
+        presets: Each algorithm's preset for each environment, beneath these; by default nobody gets tuned settings.
         out: Folder for results, report and pictures; runs/compare_ENV by default.
     """
     from advantage.experiments.compare import compare as run
 
+    if not env:
+        raise Refusal("--env ID is missing: name one environment or, by repeating it, several")
     names = [_face(name).__name__ for name in algorithms]
-    folder = out or Path("runs") / f"compare_{_file_name(env)}"
+    folder = out or Path("runs") / f"compare_{'_'.join(map(_file_name, env))}"
     report = run(
-        names, env, out=folder, total_timesteps=total_timesteps, seeds=seeds, seed=seed, evaluations=evaluations,
-        n_eval_episodes=n_eval_episodes, settings=_settings_of(names, settings), progress_bar=True,
+        names, envs=env, out=folder, presets=presets, total_timesteps=total_timesteps, seeds=seeds, seed=seed,
+        evaluations=evaluations, n_eval_episodes=n_eval_episodes, settings=_settings_of(names, settings), progress_bar=True,
     )  # fmt: skip
     print(f"{report}\n")
     print(f"saved {folder}: {', '.join(path.name for path in report.files)}")
@@ -319,6 +340,74 @@ def algorithms(*, debug: Debug = False) -> None:
         spaces = "\n".join(face.algorithm.ACTION_SPACES)
         table.add_row(name, title, policy, spaces, paper)
     Console().print(table)
+
+
+def presets(*, debug: Debug = False) -> None:
+    """List the presets: tuned settings by environment, which advantage train uses."""
+    from advantage.experiments.preset import presets as every
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("", "environment", "steps", "return of our seeds"):
+        table.add_column(column, no_wrap=True, justify="right" if column == "steps" else "left")
+    for one in every():
+        v = one.verified
+        ours = f"{v.iqm:,.1f} ({v.low:,.1f} to {v.high:,.1f}), {v.seeds} seeds" if v else "[dim]unverified[/dim]"
+        table.add_row(one.algorithm, one.env, f"{one.total_timesteps:,}", ours)
+    Console(highlight=False).print(table)
+
+
+def suggest(
+    env: Annotated[Positional[str], arg(metavar="ENV")],
+    /,
+    *,
+    budget: Annotated[int | None, arg(metavar="STEPS")] = None,
+    algorithm: Annotated[str | None, arg(metavar="ALGO")] = None,
+    seeds: int = 1,
+    checkpoint: bool = False,
+    as_json: Annotated[bool, arg(name="json")] = False,
+    debug: Debug = False,
+) -> None:
+    """Recommend what to train an environment with, and estimate time, memory and disk.
+
+    Steps the environment for two seconds and tries the training for a few; keeps nothing of both.
+
+    Args:
+        env: CartPole-v1, advantage/CartPole-v1, brax/ant, ...
+        budget: Environment steps of each seed; the preset's or 100,000 by default.
+        algorithm: Estimate this one, whatever would be recommended.
+        seeds: Independent agents trained side by side.
+        checkpoint: Count a checkpoint's replay memory as disk space, too.
+        as_json: Print JSON, for programs.
+    """
+    from advantage.experiments.suggest import suggest as ask
+
+    name = None if algorithm is None else _face(algorithm).__name__
+    suggestion = ask(env, budget, algorithm=name, seeds=seeds, checkpoint=checkpoint)
+    print(json.dumps(suggestion.as_dict())) if as_json else Console(highlight=False).print(suggestion)
+
+
+def _made(face: type[Model], env: str, preset: Preset | None, given: Mapping[str, Any], **options: int) -> Model:
+    """A model by a preset's settings and the user's own, which win."""
+    fields = {**(preset.settings if preset else {}), **given}
+    try:
+        return face(fields.pop("policy", "MlpPolicy"), env, **options, **fields)
+    except (TypeError, ValueError) as error:
+        # What the user did not give has to say where it comes from.
+        if preset and any(name in str(error) for name in preset.settings if name not in given):
+            where = f"preset {preset.algorithm} {preset.env}: override it with --set, or give --no-preset"
+            raise Refusal(f"{error} (from the {where})") from None
+        raise
+
+
+def _show_preset(preset: Preset, given: Mapping[str, Any], total_timesteps: int) -> None:
+    """Which preset is used, whether anybody checked it, and its settings as they are."""
+    used = {name: given.get(name, value) for name, value in preset.settings.items()}
+    settings = ", ".join(f"{name}={value}{' (yours)' * (name in given)}" for name, value in used.items())
+    budget = f"{total_timesteps:,} steps"
+    if total_timesteps != preset.total_timesteps:
+        budget += f" in place of the preset's {preset.total_timesteps:,}"
+    text = f"[bold]preset {escape(f'{preset.algorithm} {preset.env}')}[/bold], {escape(preset.status)}"
+    Console(highlight=False).print(text, f"{escape(settings)}; {budget}; --no-preset refuses it", sep="\n")
 
 
 def print_table(title: str, returns: list[np.ndarray], first_seed: int, note: str) -> None:

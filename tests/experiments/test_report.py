@@ -9,7 +9,7 @@ from advantage.experiments.report import verdict, write_report
 from advantage.experiments.results import Line, Protocol, Results
 from advantage.experiments.statistics import aggregate
 
-PROTOCOL = Protocol("CartPole-v1", 1000, 2, 3, 7, True)
+PROTOCOL = Protocol(1000, 2, 3, 7, True)
 
 
 def results(**final):
@@ -20,7 +20,7 @@ def results(**final):
             for k in range(2):
                 last = score * (k + 1) / 2
                 returns, steps = (last - 1, last, last + 1), 500 * (k + 1)
-                lines.append(Line(name, {}, seed, k, steps, returns, 2.0 * (k + 1), len(scores), "cpu", "0"))
+                lines.append(Line("CartPole-v1", name, {}, seed, k, steps, returns, 2.0 * (k + 1), len(scores), "cpu", "0"))
     return Results(PROTOCOL, tuple(lines))
 
 
@@ -71,7 +71,7 @@ def test_numbers_of_results():
     # Three seeds side by side took 4 s for 1,000 steps each.
     assert made.seconds("PPO") == pytest.approx(4) and made.speed("PPO") == pytest.approx(750)
     assert PROTOCOL.steps().tolist() == [500, 1000]
-    assert Protocol("x", 10, 3, 1, 0, True).steps().tolist() == [3, 6, 10]
+    assert Protocol(10, 3, 1, 0, True).steps().tolist() == [3, 6, 10]
 
 
 def test_report(tmp_path):

@@ -1,4 +1,4 @@
-"""Comparison of algorithms over seeds, by one protocol for all (Agarwal et al., 2021).
+"""Comparison of algorithms over seeds and environments, by one protocol for all (Agarwal et al., 2021).
 
 Deep RL at the edge of the statistical precipice: https://arxiv.org/abs/2108.13264
 """
@@ -12,10 +12,11 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from advantage.experiments.preset import preset
 from advantage.experiments.report import Report, write_report
 from advantage.experiments.results import (
     FILE,
@@ -34,8 +35,9 @@ from advantage.training.hyperparameters import whole
 
 def compare(
     algorithms: Sequence[str],
-    env: str,
+    env: str | None = None,
     *,
+    envs: Sequence[str] | None = None,
     out: str | os.PathLike[str],
     total_timesteps: int = 100_000,
     seeds: int = 10,
@@ -45,21 +47,27 @@ def compare(
     evaluation_seed: int = 0,
     deterministic: bool = True,
     settings: Mapping[str, Mapping[str, Any]] | None = None,
+    presets: bool = False,
     progress_bar: bool = False,
 ) -> Report:
     """Train algorithms over the same seeds, by the same budget and protocol, and report which is better.
+
+    With several environments the report has a part for each, and one about all of them together, over normalised
+    scores.
 
     Each algorithm's seeds are trained side by side in this process. At `evaluations` evenly spaced steps
     every seed's agent, as it is after its updates up to that step, plays `n_eval_episodes` whole episodes on
     environments of their own. Those of evaluation k begin alike for all seeds and algorithms; evaluating
     changes nothing in training.
 
-    Results go to `out/results.jsonl` as soon as an algorithm is through; what is stored there is not trained
-    again. So a later call with more algorithms or seeds adds to it, and the report is always about all.
+    Results go to `out/results.jsonl` as soon as an algorithm is through on an environment; what is stored there is
+    not trained again. So a later call with more algorithms, environments or seeds adds to it, and the report is
+    always about all.
 
     Args:
         algorithms: names of `advantage.ALGORITHMS`, such as `["PPO", "DQN"]`.
-        env: an id, such as "CartPole-v1" or "advantage/CartPole-v1".
+        env: an id, such as "CartPole-v1" or "advantage/CartPole-v1"; or, instead of it:
+        envs: several ids.
         out: the folder for results, report and pictures.
         total_timesteps: environment steps of each seed.
         seeds: independent agents of each algorithm; with fewer than 3 there is no interval.
@@ -69,7 +77,9 @@ def compare(
         evaluation_seed: of the evaluations' environments; apart from training's also where equal.
         deterministic: evaluate the best action instead of a sampled one.
         settings: hyper-parameters by algorithm, `{"PPO": {"n_envs": 8}}`, with `policy` and `n_envs` among
-            them; what JSON can hold.
+            them; what JSON can hold. The same on every environment.
+        presets: take each algorithm's preset for each environment, beneath `settings`; the budget is
+            `total_timesteps` all the same. By default nobody is given tuned settings.
         progress_bar: show live progress.
 
     Returns:
@@ -81,25 +91,38 @@ def compare(
         TypeError: an algorithm has no such hyper-parameter; before anything is trained.
         KeyboardInterrupt: after Ctrl-C; algorithms that were through are stored.
     """
-    names = _known_algorithms(algorithms)
+    names, envs = _known_algorithms(algorithms), _checked_envs(env, envs)
     given = _checked_settings(settings, names)
     protocol = _checked_protocol(
-        env, total_timesteps, evaluations, n_eval_episodes, evaluation_seed, deterministic
+        total_timesteps, evaluations, n_eval_episodes, evaluation_seed, deterministic
     )
     first = whole("seed", seed, 0)
     last = first + whole("seeds", seeds)
     stored, path = read_results(out), Path(out) / FILE
     check_protocol(stored.protocol, protocol, path)
-    for name in names:
-        check_settings(stored, name, given[name], path)
-    missing = {name: sorted({*range(first, last)} - {*stored.seeds(name)}) for name in names}
-    for name in filter(missing.get, names):
-        _try(name, protocol, given[name])
-    for name in names:
-        for beginning, count in _runs(missing[name]):
-            lines = _train(name, protocol, given[name], beginning, count, progress_bar)
-            add_results(out, protocol, lines)
+    pairs = [
+        _Pair(env, name, {**(preset(name, env).settings if presets else {}), **given[name]})
+        for env in envs
+        for name in names
+    ]
+    for pair in pairs:
+        check_settings(stored, pair.env, pair.algorithm, pair.settings, path)
+    missing = [sorted({*range(first, last)} - {*stored.on(p.env).seeds(p.algorithm)}) for p in pairs]
+    for pair, seeds_left in zip(pairs, missing, strict=True):
+        if seeds_left:
+            _try(pair)
+    for pair, seeds_left in zip(pairs, missing, strict=True):
+        for beginning, count in _runs(seeds_left):
+            add_results(out, protocol, _train(pair, protocol, beginning, count, progress_bar))
     return write_report(read_results(out), out)
+
+
+class _Pair(NamedTuple):
+    """An algorithm on an environment."""
+
+    env: str
+    algorithm: str
+    settings: Mapping[str, Any]
 
 
 class Evaluations(BaseCallback):
@@ -114,9 +137,9 @@ class Evaluations(BaseCallback):
         seconds: of training, at each evaluation so far.
     """
 
-    def __init__(self, protocol: Protocol):
+    def __init__(self, env: str, protocol: Protocol):
         super().__init__()
-        self.protocol, self.steps = protocol, protocol.steps()
+        self.env, self.protocol, self.steps = env, protocol, protocol.steps()
         self.returns: list[np.ndarray] = []
         self.seconds: list[float] = []
         self._trained, self._since = 0.0, time.perf_counter()
@@ -149,7 +172,7 @@ class Evaluations(BaseCallback):
             for index in range(begun, int(np.sum(self.steps < step))):
                 seed = self.protocol.evaluation_seed + index
                 episodes, deterministic = self.protocol.n_eval_episodes, self.protocol.deterministic
-                played = evaluate_seeds(self.model, self.protocol.env, episodes, deterministic, seed=seed)
+                played = evaluate_seeds(self.model, self.env, episodes, deterministic, seed=seed)
                 self.returns.append(played)
                 self.seconds.append(self._trained)
             self._since = time.perf_counter()
@@ -161,37 +184,36 @@ class Evaluations(BaseCallback):
             self.model._driver.pause_at = step
 
 
-def _train(
-    name: str, protocol: Protocol, settings: Mapping[str, Any], seed: int, seeds: int, progress_bar: bool
-) -> list[Line]:
+def _train(pair: _Pair, protocol: Protocol, seed: int, seeds: int, progress_bar: bool) -> list[Line]:
     """Train seeds side by side: a line for each seed and evaluation."""
-    model = _made(name, protocol, settings, seed, seeds)
-    evaluated = Evaluations(protocol)
+    model = _made(pair, seed, seeds)
+    evaluated = Evaluations(pair.env, protocol)
     model.learn(protocol.total_timesteps, callback=evaluated, progress_bar=progress_bar)
     evaluated.finish()
     from advantage import __version__
 
     return [
         Line(
-            name, settings, seed + s, k, int(protocol.steps()[k]), tuple(evaluated.returns[k][s].tolist()),
-            round(evaluated.seconds[k], 4), seeds, str(model.device.device_kind), __version__,
+            pair.env, pair.algorithm, pair.settings, seed + s, k, int(protocol.steps()[k]),
+            tuple(evaluated.returns[k][s].tolist()), round(evaluated.seconds[k], 4), seeds,
+            str(model.device.device_kind), __version__,
         )
         for s in range(seeds)
         for k in range(protocol.evaluations)
     ]  # fmt: skip
 
 
-def _made(name: str, protocol: Protocol, settings: Mapping[str, Any], seed: int, seeds: int) -> Model:
-    fields = dict(settings)
+def _made(pair: _Pair, seed: int, seeds: int) -> Model:
+    fields = dict(pair.settings)
     policy = fields.pop("policy", "MlpPolicy")
-    return ALGORITHMS[name](policy, protocol.env, seed=seed, seeds=seeds, **fields)
+    return ALGORITHMS[pair.algorithm](policy, pair.env, seed=seed, seeds=seeds, **fields)
 
 
-def _try(name: str, protocol: Protocol, settings: Mapping[str, Any]) -> None:
+def _try(pair: _Pair) -> None:
     """Build one agent and drop it: what cannot work is known before another algorithm trains for an hour."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # said when the agents that train are built
-        _made(name, protocol, settings, 0, 1)
+        _made(pair, 0, 1)
 
 
 def _runs(seeds: Sequence[int]) -> Iterator[tuple[int, int]]:
@@ -241,20 +263,32 @@ def _checked_settings(
     return given
 
 
+def _checked_envs(env: str | None, envs: Sequence[str] | None) -> list[str]:
+    if (env is None) == (envs is None):
+        raise ValueError(
+            f"env={env!r} and envs={envs!r}: give env, or envs for several environments, not both"
+        )
+    if isinstance(envs, str) or (envs is not None and len({*envs}) != max(len(envs), 1)):
+        raise ValueError(
+            f"envs={envs!r} has to be a list of ids, each once, such as ['CartPole-v1', 'Acrobot-v1']"
+        )
+    given = [env] if envs is None else list(envs)
+    for one in given:
+        if not isinstance(one, str):
+            raise ValueError(
+                f"env={one!r} has to be an id, such as 'CartPole-v1': register an environment of your own"
+            )
+    return given
+
+
 def _checked_protocol(
-    env: str,
     total_timesteps: int,
     evaluations: int,
     n_eval_episodes: int,
     evaluation_seed: int,
     deterministic: bool,
 ) -> Protocol:
-    if not isinstance(env, str):
-        raise ValueError(
-            f"env={env!r} has to be an id, such as 'CartPole-v1': register an environment of your own"
-        )
     protocol = Protocol(
-        env,
         whole("total_timesteps", total_timesteps, 1),
         whole("evaluations", evaluations, 1),
         whole("n_eval_episodes", n_eval_episodes, 1),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from advantage.experiments.statistics import FEWEST_SEEDS, bootstrap_interval, iqm, performance_profile
+from advantage.experiments.statistics import (
+    FEWEST_SEEDS,
+    Estimate,
+    bootstrap_interval,
+    iqm,
+    performance_profile,
+    sample_efficiency,
+)
 
 # Okabe and Ito's colours, told apart also by colour-blind readers, the strongest contrasts first.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5D4A99", "#444444")
@@ -61,16 +69,87 @@ def learning_curve(
     _save(figure, path)
 
 
-def profile_picture(scores: Mapping[str, npt.ArrayLike], path: str | os.PathLike[str], title: str) -> None:
+def tasks_curve(
+    curves: Mapping[str, tuple[npt.ArrayLike, npt.ArrayLike]], path: str | os.PathLike[str], title: str
+) -> None:
+    """Draw normalised scores over environment steps as a picture of 1600 x 960 pixels.
+
+    Each curve is the interquartile mean over seeds and tasks with its stratified 95 % bootstrap interval as a band
+    (from 3 seeds on).
+
+    Args:
+        curves: name to `(steps [points], scores [seeds, tasks, points])`.
+        path: the file, an SVG where it ends so and else a PNG; its folder is made.
+        title: above the picture.
+
+    Raises:
+        ValueError: shapes that don't fit.
+        ImportError: matplotlib is missing.
+    """
+    figure, axes = _figure()
+    for (name, (steps, scores)), colour in zip(curves.items(), itertools.cycle(COLOURS), strict=False):
+        middle, low, high = sample_efficiency(scores, samples=BOOTSTRAP_SAMPLES)
+        if low is not None:
+            axes.fill_between(steps, low, high, color=colour, alpha=0.16, linewidth=0, zorder=3)
+        marker = "o" if len(middle) == 1 else None
+        axes.plot(steps, middle, color=colour, linewidth=2.2, label=name, marker=marker, zorder=4)
+    axes.set_xlabel("environment steps", fontsize=10.5, color=INK)
+    axes.set_ylabel("normalised score", fontsize=10.5, color=INK)
+    _step_axis(axes)
+    number, interval = _seeds_note({np.shape(scores)[0] for _, scores in curves.values()})
+    _style(axes, title, ", ".join(filter(None, [f"interquartile mean of {number} on each", interval])))
+    _save(figure, path)
+
+
+def intervals_picture(
+    rows: Mapping[str, Mapping[str, Estimate]], path: str | os.PathLike[str], title: str, note: str
+) -> None:
+    """Draw estimates and their intervals, a row for each task, as a picture 1600 pixels wide.
+
+    Args:
+        rows: from top to bottom, a row's name to its estimates by algorithm; without bounds only the dot is drawn.
+        path: the file, an SVG where it ends so and else a PNG; its folder is made.
+        title, note: above the picture.
+
+    Raises:
+        ImportError: matplotlib is missing.
+    """
+    names = list(dict.fromkeys(name for row in rows.values() for name in row))
+    figure, axes = _figure(height=1.6 + 0.35 * (len(names) + 0.6) * len(rows))
+    for index, name in enumerate(names):
+        colour, places, found = COLOURS[index % len(COLOURS)], [], []
+        for place, row in enumerate(rows.values()):
+            if name in row:
+                places.append(place + 0.5 * ((index + 0.5) / len(names) - 0.5))
+                found.append(row[name])
+        axes.plot([e.value for e in found], places, "o", color=colour, markersize=7, label=name, zorder=4)
+        for place, estimate in zip(places, found, strict=True):
+            if estimate.low is not None:
+                ends = [estimate.low, estimate.high]
+                axes.plot(ends, [place] * 2, color=colour, linewidth=5, alpha=0.35, solid_capstyle="butt", zorder=3)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set_ylim(len(rows) - 0.5, -0.5)  # the first on top
+    axes.set_xlabel("normalised score", fontsize=10.5, color=INK)
+    _style(axes, title, note)
+    axes.margins(x=0.04)
+    axes.grid(axis="y", visible=False)
+    axes.grid(axis="x", color="#e6e6e6", linewidth=0.8)
+    _save(figure, path)
+
+
+def profile_picture(
+    scores: Mapping[str, npt.ArrayLike], path: str | os.PathLike[str], title: str, unit: str = "final return"
+) -> None:
     """Draw performance profiles as a picture of 1600 x 960 pixels: the share of runs above each score.
 
     Each is a line with its pointwise 95 % bootstrap interval as a band (from 3 seeds on). A line above
     another everywhere is better whatever score matters; where two cross, it depends on that.
 
     Args:
-        scores: name to the final scores `[seeds]`.
+        scores: name to the final scores `[seeds]` or `[seeds, tasks]`.
         path: the file, an SVG where it ends so and else a PNG; its folder is made.
         title: above the picture.
+        unit: what a score is, beneath the axis.
 
     Raises:
         ValueError: no scores, NaN, or shapes that don't fit.
@@ -80,7 +159,7 @@ def profile_picture(scores: Mapping[str, npt.ArrayLike], path: str | os.PathLike
         raise ValueError("profile_picture needs the scores of at least one algorithm")
     checked = {name: np.asarray(values, np.float64) for name, values in scores.items()}
     every = np.unique(np.concatenate([values.ravel() for values in checked.values()]))
-    margin = 0.05 * max(np.ptp(every), 1.0)
+    margin = 0.05 * (np.ptp(every) or 1.0)
     thresholds = np.array([every[0] - margin, *every, every[-1] + margin])
     figure, axes = _figure()
     for index, (name, values) in enumerate(checked.items()):
@@ -91,22 +170,22 @@ def profile_picture(scores: Mapping[str, npt.ArrayLike], path: str | os.PathLike
             band = {"color": colour, "alpha": 0.16, "linewidth": 0, "zorder": 3}
             axes.fill_between(thresholds, low, high, step="post", **band)
         axes.step(thresholds, share, where="post", color=colour, linewidth=2.2, label=name, zorder=4)
-    axes.set_xlabel("final return", fontsize=10.5, color=INK)
+    axes.set_xlabel(unit, fontsize=10.5, color=INK)
     axes.set_ylabel("share of runs above", fontsize=10.5, color=INK)
     axes.yaxis.set_major_formatter("{x:.0%}")
-    number, interval = _seeds_note({values.size for values in checked.values()})
+    number, interval = _seeds_note({len(values) for values in checked.values()})
     _style(axes, title, ", ".join(filter(None, [number, interval])))
     _save(figure, path)
 
 
-def _figure() -> tuple[Any, Any]:
-    """A figure and its axes."""
+def _figure(height: float = 4.8) -> tuple[Any, Any]:
+    """A figure of 8 by `height` inches, and its axes."""
     try:
         # Not pyplot: no global state and no display.
         from matplotlib.figure import Figure
     except ImportError:
         raise ImportError('pictures of results need matplotlib: pip install "advantage[plot]"') from None
-    figure = Figure(figsize=(8, 4.8), dpi=200, layout="constrained", facecolor="white")
+    figure = Figure(figsize=(8, height), dpi=200, layout="constrained", facecolor="white")
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
     return figure, figure.add_subplot()
 

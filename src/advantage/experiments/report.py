@@ -5,15 +5,18 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from advantage.experiments.plots import learning_curve, profile_picture
+from advantage.experiments.plots import intervals_picture, learning_curve, profile_picture, tasks_curve
 from advantage.experiments.results import Results
 from advantage.experiments.statistics import (
+    AGGREGATES,
     CONFIDENCE,
     FEWEST_SEEDS,
     MOST_SEEDS,
@@ -24,9 +27,9 @@ from advantage.experiments.statistics import (
     sample_efficiency,
     seeds_needed,
 )
+from advantage.experiments.tasks import Tasks, tasks_of
 
 TEXT = "report.md"
-PICTURES = ("sample_efficiency", "performance_profile")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +38,8 @@ class Report:
 
     Attributes:
         results: all stored lines.
-        verdicts: a sentence for each pair of algorithms.
+        verdicts: a sentence for each pair of algorithms; with several environments first over all of them, then on
+            each.
         text: everything, as Markdown; `print(report)` shows it.
         files: what was written.
     """
@@ -61,21 +65,36 @@ def write_report(results: Results, out: str | os.PathLike[str]) -> Report:
         raise ValueError(f"out={os.fspath(out)!r} holds no results: train some first")
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
+    tasks = tasks_of(results)
     try:
-        pictures, missing = _draw(results, out), ""
+        pictures, missing = _draw(results, tasks, out), ""
     except ImportError as error:
         pictures, missing = [], f"No pictures: {error}"
-    verdicts = tuple(_verdicts(results))
+    verdicts = tuple(_verdicts(results, tasks))
     shown = [f"![{path.stem.replace('_', ' ')}]({path.name})" for path in pictures if path.suffix == ".png"]
     parts = [f"# {_title(results)}", _protocol(results)]
     if verdicts:
         parts += ["## Verdict", "\n".join(f"- {verdict}." for verdict in verdicts), _caution(results)]
-    parts += ["## Final return", _final_table(results), "## Return over training", _curve_table(results)]
-    parts += ["## Seeds", _seed_table(results), "## Pictures", *shown, missing]
+    if tasks:
+        parts += [f"## Over {len(tasks.envs)} environments", _scales(tasks), _tasks_table(tasks)]
+    for env in results.envs:
+        parts += _sections(results.on(env), f" on {env}" if len(results.envs) > 1 else "")
+    parts += ["## Pictures", *shown, missing]
     text = "\n\n".join(filter(None, parts))
     path = out / TEXT
     path.write_text(text + "\n", encoding="utf-8")
     return Report(results, verdicts, text, (path, *pictures))
+
+
+def _sections(results: Results, where: str) -> list[str]:
+    """What there is to say about one environment."""
+    parts = [
+        f"## Final return{where}",
+        _final_table(results),
+        f"## Return over training{where}",
+        _curve_table(results),
+    ]
+    return [*parts, f"## Seeds{where}", _seed_table(results)]
 
 
 def verdict(name_x: str, x: npt.ArrayLike, name_y: str, y: npt.ArrayLike) -> str:
@@ -87,15 +106,15 @@ def verdict(name_x: str, x: npt.ArrayLike, name_y: str, y: npt.ArrayLike) -> str
     draws more and more seeds from those at hand until the interval leaves out one half.
 
     Args:
-        x, y: final scores `[seeds]`.
+        x, y: final scores `[seeds]`, or normalised ones `[seeds, tasks]`.
     """
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     chance = probability_of_improvement(x, y)
     if chance.value < 0.5:
         x, y, name_x, name_y, chance = y, x, name_y, name_x, probability_of_improvement(y, x)
-    number = _number_of_seeds({x.size, y.size})
+    number = _number_of_seeds({len(x), len(y)})
     if chance.low is None:
-        few = f"{number} {'is' if x.size == y.size == 1 else 'are'} too few for an interval"
+        few = f"{number} {'is' if len(x) == len(y) == 1 else 'are'} too few for an interval"
         return f"{name_x} and {name_y}: no verdict, {few}; give at least {FEWEST_SEEDS}, better 10"
     interval = f"{chance.value:.2f} (interval {chance.low:.2f} to {chance.high:.2f})"
     equal = chance_if_equal(x, y)
@@ -115,26 +134,32 @@ def _needed(x: np.ndarray, y: np.ndarray) -> str:
     needed = seeds_needed(x, y)
     if needed is None:
         return f"more than {MOST_SEEDS:,}"
-    needed = max(needed, x.size + 1, y.size + 1)
+    needed = max(needed, len(x) + 1, len(y) + 1)
     # More digits would promise more than such an estimate holds.
     size = 10 ** (len(str(needed)) - 1) if needed > 20 else 1
     return f"about {-(-needed // size) * size:,}"
 
 
-def _verdicts(results: Results) -> Iterator[str]:
-    for x, y in itertools.combinations(results.algorithms, 2):
-        yield verdict(x, results.final(x), y, results.final(y))
+def _verdicts(results: Results, tasks: Tasks | None) -> Iterator[str]:
+    if tasks:
+        for x, y in itertools.combinations(results.algorithms, 2):
+            yield f"Over {len(tasks.envs)} environments: {verdict(x, tasks.final[x], y, tasks.final[y])}"
+    for env in results.envs:
+        here, where = results.on(env), f"On {env}: " if len(results.envs) > 1 else ""
+        for x, y in itertools.combinations(here.algorithms, 2):
+            yield where + verdict(x, here.final(x), y, here.final(y))
 
 
 def _caution(results: Results) -> str:
     """Where many pairs are compared, some differ by chance."""
-    if len(results.algorithms) < 3:
+    if len(results.algorithms) < 3 and len(results.envs) == 1:
         return ""
     return "Each pair is judged alone: of 20 pairs of equal algorithms, about one looks different by chance."
 
 
 def _title(results: Results) -> str:
-    return f"{', '.join(results.algorithms)} on {results.protocol.env}"
+    envs = results.envs
+    return f"{', '.join(results.algorithms)} on {envs[0] if len(envs) == 1 else f'{len(envs)} environments'}"
 
 
 def _protocol(results: Results) -> str:
@@ -146,9 +171,54 @@ def _protocol(results: Results) -> str:
         f" {protocol.evaluation_seed}), with the {actions} actions. Trained on {', '.join(results.devices())}."
     ]
     for name in results.algorithms:
-        settings = ", ".join(f"{key}={value!r}" for key, value in results.settings(name).items())
-        lines.append(f"{name}: {settings or 'default settings'}.")
+        parts = {env: results.on(env) for env in results.envs}
+        given = {
+            env: _settings(part.settings(name)) for env, part in parts.items() if name in part.algorithms
+        }
+        if len({*given.values()}) == 1:
+            lines.append(f"{name}: {next(iter(given.values()))}.")
+        else:
+            lines += [f"{name} on {env}: {settings}." for env, settings in given.items()]
     return "  \n".join(lines)
+
+
+def _settings(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={value!r}" for key, value in settings.items()) or "default settings"
+
+
+def _scales(tasks: Tasks) -> str:
+    """What 0 and 1 are."""
+    lines = ["Normalised scores; an environment counts as much as another."]
+    for env, (low, high, known) in tasks.scales.items():
+        ends = (
+            "random actions to the best published"
+            if known
+            else "the lowest to the highest final return in here"
+        )
+        lines.append(f"{env}: 0 to 1 is {low:,.1f} to {high:,.1f}, {ends}.")
+    if not all(scale.known for scale in tasks.scales.values()):
+        lines.append("Scales taken from the runs themselves change with every run that is added.")
+    return "  \n".join([*lines, *tasks.left_out])
+
+
+def _tasks_table(tasks: Tasks) -> str:
+    """IQM on each environment, and every aggregate over all."""
+    rows = [["normalised", *tasks.final]]
+    for index, env in enumerate(tasks.envs):
+        rows.append([f"IQM on {env}", *(_estimate(aggregate(x[:, index]), 2) for x in tasks.final.values())])
+    for statistic in AGGREGATES:
+        label = {"iqm": "IQM", "optimality_gap": "optimality gap"}.get(statistic, statistic)
+        rows.append(
+            [f"{label} over all", *(_estimate(aggregate(x, statistic), 2) for x in tasks.final.values())]
+        )
+    note = "Of the last evaluation, with 95% intervals. Optimality gap: what is missing to 1; less is better."
+    return f"{_table(rows)}\n\n{note}"
+
+
+def _estimate(estimate: Estimate, digits: int) -> str:
+    # Adding 0 makes -0 a 0.
+    value, *bounds = (None if x is None else f"{round(x, digits) + 0.0:,.{digits}f}" for x in estimate)
+    return f"{value} ({bounds[0]} to {bounds[1]})" if bounds[0] is not None else str(value)
 
 
 def _final_table(results: Results) -> str:
@@ -227,13 +297,37 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], f"| {' | '.join(rule)} |", *lines[1:]])
 
 
-def _draw(results: Results, out: Path) -> list[Path]:
-    curves = {name: (results.protocol.steps(), results.returns(name)) for name in results.algorithms}
-    final = {name: results.final(name) for name in results.algorithms}
-    paths = []
+def _draw(results: Results, tasks: Tasks | None, out: Path) -> list[Path]:
+    paths, several = [], len(results.envs) > 1
     for suffix in (".png", ".svg"):
-        efficiency, profile = (out / f"{name}{suffix}" for name in PICTURES)
-        learning_curve(curves, efficiency, _title(results))
-        profile_picture(final, profile, f"{_title(results)}: final returns")
-        paths += [efficiency, profile]
+        if tasks:
+            paths += _draw_tasks(results, tasks, out, suffix)
+        for env in results.envs:
+            here, ending = results.on(env), "_" + re.sub(r"[^A-Za-z0-9.-]+", "-", env) if several else ""
+            efficiency, profile = (
+                out / f"{name}{ending}{suffix}" for name in ("sample_efficiency", "performance_profile")
+            )
+            curves = {name: (here.protocol.steps(), here.returns(name)) for name in here.algorithms}
+            learning_curve(curves, efficiency, _title(here))
+            final = {name: here.final(name) for name in here.algorithms}
+            profile_picture(final, profile, f"{_title(here)}: final returns")
+            paths += [efficiency, profile]
+    return paths
+
+
+def _draw_tasks(results: Results, tasks: Tasks, out: Path, suffix: str) -> list[Path]:
+    """The pictures over all environments."""
+    names = ("intervals", "sample_efficiency", "performance_profile")
+    intervals, efficiency, profile = paths = [out / f"{name}{suffix}" for name in names]
+    title = f"{', '.join(tasks.final)} on {len(tasks.envs)} environments"
+    rows = {
+        env: {name: aggregate(x[:, index]) for name, x in tasks.final.items()}
+        for index, env in enumerate(tasks.envs)
+    }
+    rows["all"] = {name: aggregate(x) for name, x in tasks.final.items()}
+    note = f"interquartile mean of {_number_of_seeds({len(x) for x in tasks.final.values()})}, 95% interval"
+    intervals_picture(rows, intervals, f"{title}: final scores", note)
+    steps = results.protocol.steps()
+    tasks_curve({name: (steps, curve) for name, curve in tasks.curves.items()}, efficiency, title)
+    profile_picture(tasks.final, profile, f"{title}: final scores", "normalised score")
     return paths

@@ -1,4 +1,4 @@
-"""Stored results of comparisons: JSON lines, one for each algorithm, seed and evaluation.
+"""Stored results of comparisons: JSON lines, one for each environment, algorithm, seed and evaluation.
 
 Every line carries the protocol it was made by, so that a file explains itself and lines of different
 protocols cannot be mixed unnoticed.
@@ -22,7 +22,6 @@ FILE = "results.jsonl"
 class Protocol:
     """What has to be the same for results to be compared."""
 
-    env: str  # id of the environment trained and evaluated on
     total_timesteps: int  # environment steps of each seed
     evaluations: int  # evenly spaced, the last one at the end
     n_eval_episodes: int  # of each evaluation of each seed
@@ -41,6 +40,7 @@ PROTOCOL = tuple(field.name for field in dataclasses.fields(Protocol))
 class Line:
     """One evaluation of one seed."""
 
+    env: str  # id of the environment trained and evaluated on
     algorithm: str
     settings: Mapping[str, Any]  # what differs from the algorithm's defaults
     seed: int
@@ -57,6 +57,9 @@ class Line:
 class Results:
     """All lines of one protocol.
 
+    Returns of different environments have different scales: with several, what speaks of returns is asked of
+    `results.on(env)`, else a `ValueError` is raised.
+
     Attributes:
         protocol: how all were made; None while there are no lines.
         lines: in the order they were made.
@@ -70,43 +73,52 @@ class Results:
         """In the order they were first trained."""
         return list(dict.fromkeys(line.algorithm for line in self.lines))
 
+    @property
+    def envs(self) -> list[str]:
+        """In the order they were first trained on."""
+        return list(dict.fromkeys(line.env for line in self.lines))
+
+    def on(self, env: str) -> Results:
+        """What belongs to one environment."""
+        return Results(self.protocol, tuple(line for line in self.lines if line.env == env))
+
     def seeds(self, algorithm: str) -> list[int]:
-        """The seeds an algorithm was trained with, rising."""
-        return sorted({line.seed for line in self.lines if line.algorithm == algorithm})
+        """The seeds an algorithm was trained with on the only environment, rising."""
+        return sorted({line.seed for line in self._of(algorithm)})
 
     def returns(self, algorithm: str) -> np.ndarray:
-        """Mean return over episodes, `[seeds, evaluations]`; seeds as in `seeds`."""
-        rows = sorted(
-            (x.seed, x.evaluation, np.mean(x.returns)) for x in self.lines if x.algorithm == algorithm
-        )
+        """Mean return over episodes on the only environment, `[seeds, evaluations]`; seeds as in `seeds`."""
+        rows = sorted((x.seed, x.evaluation, np.mean(x.returns)) for x in self._of(algorithm))
         return np.array([row[2] for row in rows]).reshape(len(self.seeds(algorithm)), -1)
 
     def final(self, algorithm: str) -> np.ndarray:
-        """Mean return over episodes at the last evaluation, `[seeds]`."""
+        """Mean return over episodes at the last evaluation on the only environment, `[seeds]`."""
         return self.returns(algorithm)[:, -1]
 
     def seconds(self, algorithm: str) -> float:
-        """Seconds that all seeds of an algorithm were in training, with compilation."""
+        """Seconds that all seeds of an algorithm were in training on the only environment, with compilation."""
         # Seeds side by side share their seconds.
-        return sum(line.seconds / line.seeds_together for line in self._last(algorithm))
+        last = self.protocol.evaluations - 1 if self.protocol else 0
+        return sum(x.seconds / x.seeds_together for x in self._of(algorithm) if x.evaluation == last)
 
     def speed(self, algorithm: str) -> float:
-        """Environment steps of all seeds per second of training."""
+        """Environment steps of all seeds per second of training on the only environment."""
         assert self.protocol is not None
         steps = self.protocol.total_timesteps * len(self.seeds(algorithm))
         return steps / max(self.seconds(algorithm), 1e-9)
 
     def settings(self, algorithm: str) -> Mapping[str, Any]:
-        """The settings an algorithm was trained with."""
-        return next(line.settings for line in self.lines if line.algorithm == algorithm)
+        """The settings an algorithm was trained with on the only environment."""
+        return self._of(algorithm)[0].settings
 
     def devices(self) -> list[str]:
         """What trained, in the order of first use."""
         return list(dict.fromkeys(line.device for line in self.lines))
 
-    def _last(self, algorithm: str) -> list[Line]:
-        last = self.protocol.evaluations - 1 if self.protocol else 0
-        return [line for line in self.lines if line.algorithm == algorithm and line.evaluation == last]
+    def _of(self, algorithm: str) -> list[Line]:
+        if len(self.envs) > 1:
+            raise ValueError(f"these results are of {len(self.envs)} environments: say which, results.on(env)")
+        return [line for line in self.lines if line.algorithm == algorithm]
 
 
 def read_results(folder: str | os.PathLike[str]) -> Results:
@@ -157,28 +169,33 @@ def check_protocol(stored: Protocol | None, wanted: Protocol, path: Path) -> Non
             )
 
 
-def check_settings(results: Results, algorithm: str, settings: Mapping[str, Any], path: Path) -> None:
-    """Raise `ValueError` where an algorithm was trained with other settings."""
-    before = results.settings(algorithm) if algorithm in results.algorithms else settings
+def check_settings(
+    results: Results, env: str, algorithm: str, settings: Mapping[str, Any], path: Path
+) -> None:
+    """Raise `ValueError` where an algorithm was trained with other settings on an environment."""
+    here = results.on(env)
+    before = here.settings(algorithm) if algorithm in here.algorithms else settings
     for name in sorted({*before, *settings}):
         words = [repr(x[name]) if name in x else "not set" for x in (settings, before)]
         if words[0] != words[1]:
             raise ValueError(
-                f"settings of {algorithm}: {name} is {words[0]}, but in the results in {path} it is {words[1]}:"
-                " give the same, or another out"
+                f"settings of {algorithm} on {env}: {name} is {words[0]}, but in the results in {path} it is"
+                f" {words[1]}: give the same, or another out"
             )
 
 
 def _check_complete(results: Results, path: Path) -> None:
     """Every seed has every evaluation once, with its algorithm's settings."""
-    seen: dict[tuple[str, int], list[int]] = {}
-    for line in results.lines:
-        seen.setdefault((line.algorithm, line.seed), []).append(line.evaluation)
-        check_settings(results, line.algorithm, line.settings, path)
-    for (algorithm, seed), evaluations in seen.items():
-        expected = results.protocol.evaluations if results.protocol else 0
-        if sorted(evaluations) != list(range(expected)):
-            raise ValueError(
-                f"{path} has evaluations {sorted(evaluations)} of seed {seed} of {algorithm}, expected each of"
-                f" 0 to {expected - 1} once: remove that seed's lines, and it is trained anew"
-            )
+    expected = list(range(results.protocol.evaluations if results.protocol else 0))
+    for env in results.envs:
+        here, seen, first = results.on(env), {}, {}
+        for line in here.lines:
+            seen.setdefault((line.algorithm, line.seed), []).append(line.evaluation)
+            if first.setdefault(line.algorithm, line.settings) != line.settings:
+                check_settings(here, env, line.algorithm, line.settings, path)
+        for (algorithm, seed), evaluations in seen.items():
+            if sorted(evaluations) != expected:
+                raise ValueError(
+                    f"{path} has evaluations {sorted(evaluations)} of seed {seed} of {algorithm} on {env}, expected"
+                    f" each of 0 to {expected[-1]} once: remove that seed's lines, and it is trained anew"
+                )

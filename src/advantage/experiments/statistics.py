@@ -316,34 +316,34 @@ def seeds_needed(
 
 
 def chance_if_equal(x: npt.ArrayLike, y: npt.ArrayLike, samples: int = SAMPLES, seed: int = 0) -> float:
-    """How likely two equal algorithms differ at least as much as X and Y do, on one task.
+    """How likely two equal algorithms differ at least as much as X and Y do.
 
     The two-sided permutation test of P(X > Y) = 1/2 (Mann and Whitney, 1947,
-    https://doi.org/10.1214/aoms/1177730491; ties have their mean rank): the runs are dealt out anew, in
-    every way where there are at most `samples`, else `samples` times by chance. With fewer than about 10
-    seeds the bootstrap interval leaves out one half more often than it promises; this does not.
+    https://doi.org/10.1214/aoms/1177730491; ties have their mean rank): the runs of each task are dealt out anew,
+    in every way where there are one task and at most `samples` ways, else `samples` times by chance. With fewer than
+    about 10 seeds the bootstrap interval leaves out one half more often than it promises; this does not.
 
     Args:
-        x: `[seeds of X]`.
-        y: `[seeds of Y]`.
+        x: `[seeds of X, tasks]` or `[seeds of X]`.
+        y: `[seeds of Y, tasks]` or `[seeds of Y]`, of the same tasks.
         samples, seed: of the dealing.
 
     Returns:
-        A probability above 0: 1 in 10 where 3 runs of X lie above 3 of Y, 1 in 35 for 4.
+        A probability above 0: on one task 1 in 10 where 3 runs of X lie above 3 of Y, 1 in 35 for 4.
 
     Raises:
-        ValueError: scores of another shape, none or NaN.
+        ValueError: scores of another shape, none or NaN, or different tasks.
     """
-    x, y = (_without_nan(n, _checked(n, v, (1,)))[:, 0] for n, v in (("x", x), ("y", y)))
-    ranks, count = stats.rankdata(np.concatenate([x, y])), x.size
-    middle = count * ranks.mean()
+    x, y = _same_tasks(x, y)
+    ranks, count = stats.rankdata(np.concatenate([x, y]), axis=0), len(x)  # [runs, tasks]
+    middle = count * ranks.mean(axis=0).sum()
     seen = abs(ranks[:count].sum() - middle)
-    if math.comb(ranks.size, count) <= samples:
-        dealt = ranks[np.array(list(itertools.combinations(range(ranks.size), count)))]
+    if ranks.shape[1] == 1 and math.comb(len(ranks), count) <= samples:
+        dealt = ranks[:, 0][np.array(list(itertools.combinations(range(len(ranks)), count)))]
         extra = 0  # the runs as they are, are among them
     else:
-        rows = np.broadcast_to(ranks, (samples, ranks.size))
-        dealt = np.random.default_rng(seed).permuted(rows, axis=1)[:, :count]
+        rows = np.broadcast_to(ranks, (samples, *ranks.shape))
+        dealt = np.random.default_rng(seed).permuted(rows, axis=1)[:, :count].reshape(samples, -1)
         extra = 1
     # Mean ranks are halves, which are exact; their mean need not be.
     as_far = np.abs(dealt.sum(axis=1) - middle) >= seen - 1e-9
@@ -398,12 +398,17 @@ def _times_drawn(rng: np.random.Generator, samples: int, seeds: int, tasks: int,
 
 def _wins(x: npt.ArrayLike, y: npt.ArrayLike) -> np.ndarray:
     """`[seeds of X, seeds of Y, tasks]`: 1 where X is above Y, one half where they tie."""
-    x = _without_nan("x", _checked("x", x, (1, 2)))
-    y = _without_nan("y", _checked("y", y, (1, 2)))
-    if x.shape[1] != y.shape[1]:
-        raise ValueError(f"x has {x.shape[1]} tasks and y has {y.shape[1]}: compare scores of the same tasks")
+    x, y = _same_tasks(x, y)
     x, y = x[:, None], y[None, :]
     return (x > y) + 0.5 * (x == y)
+
+
+def _same_tasks(x: npt.ArrayLike, y: npt.ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Both as `[seeds, tasks]`."""
+    x, y = (_without_nan(n, _checked(n, v, (1, 2))) for n, v in (("x", x), ("y", y)))
+    if x.shape[1] != y.shape[1]:
+        raise ValueError(f"x has {x.shape[1]} tasks and y has {y.shape[1]}: compare scores of the same tasks")
+    return x, y
 
 
 def _resampled_wins(wins: np.ndarray, draws: tuple[int, ...], samples: int, seed: int) -> np.ndarray:
