@@ -1,5 +1,4 @@
-<<<<<<< HEAD
-"""The command line: `advantage train`, `compare`, `evaluate`, `watch`, `replay` and `algorithms`.
+"""The command line: `advantage train`, `compare`, `suggest`, `evaluate`, `watch`, `replay`, `algorithms`, `presets`.
 
 Whatever is slow to import is imported by the command that needs it: help answers at once.
 """
@@ -167,11 +166,6 @@ def _go_on(folder: Path, algorithm: str | None, env: str | None, settings: Seque
 def _learn(model: Model, folder: Path, total_timesteps: int | None, **options: Any) -> int:
     """Train, save the model to the folder whatever happens, and print what came of it."""
     path, code, began, before = folder / "model.zip", 0, time.perf_counter(), model.num_timesteps
-=======
-    if preset:
-        _show_preset(preset, given, total_timesteps)
-    path, code, began = Path(folder) / "model.zip", 0, time.perf_counter()
->>>>>>> presets
     try:
         model.learn(total_timesteps, progress_bar=True, **options)
     except KeyboardInterrupt:
