@@ -36,6 +36,10 @@ learn: $(VENV)/.test  ## the long learning tests (minutes)
 	@echo "==> learning"
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m slow --durations 0 $(ARGS)
 
+kill: $(VENV)/.test  ## kill a training process fifty times; the newest checkpoint has to load (three minutes)
+	@echo "==> kills"
+	@KILLS=50 $(BIN)/python -m pytest tests/training/test_kill.py $(ARGS)
+
 bench: $(VENV)/.demo  ## speed beside Stable-Baselines3 and SBX (a quarter of an hour)
 	@echo "==> benchmarks"
 	@$(BIN)/python benchmarks/speed.py $(ARGS)

@@ -95,6 +95,8 @@ def test_steps_left_out_are_counted():
     state, _, metrics = update(config, *fresh(), bad._replace(reward=jnp.full((T, N), jnp.inf)))
     assert float(metrics[NONFINITE]) == 3.0
     assert_same_bits(state.network, fresh()[0].network)
+    # So that what could not be learned from is found afterwards: the next draw is the same.
+    assert_same_bits(state.key, fresh()[0].key)
 
 
 def test_metrics_are_means_over_gradient_steps():
