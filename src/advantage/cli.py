@@ -92,6 +92,7 @@ def train(
     n_envs: int = 1,
     seeds: int = 1,
     seed: int = 0,
+    normalize: bool = False,
     settings: Settings = (),
     out: Annotated[Path | None, arg(metavar="DIR")] = None,
     log: Annotated[UseAppendAction[tuple[tuple[str, ...], ...]], arg(metavar="FORMAT [...]")] = (),
@@ -107,6 +108,7 @@ def train(
         n_envs: Environments side by side, for each seed.
         seeds: Independent agents trained side by side.
         seed: The first seed; the others follow it.
+        normalize: Normalise observations and rewards by running statistics.
         settings: Hyper-parameters: numbers, true, none, JSON lists and dicts, or lin_1e-3 (falls to 0).
         out: Folder for model.zip and progress.csv; runs/ALGO_ENV_n by default.
         log: Where values go besides progress.csv: json, tensorboard, wandb, mlflow, trackio.
@@ -119,6 +121,8 @@ def train(
         raise Refusal(f"--total-timesteps {total_timesteps}: has to be at least 1")
     given = _settings([text for group in settings for text in group])
     policy = given.pop("policy", "MlpPolicy")
+    if normalize:  # else as --set normalize=... says, if it does
+        given.setdefault("normalize", True)
     model = face(policy, env, n_envs=n_envs, seeds=seeds, seed=seed, **given)
     folder = str(out or run_folder("runs", f"{face.__name__}_{_file_name(env)}"))
     formats = dict.fromkeys(["csv", *(["stdout"] if verbose else []), *(name for group in log for name in group)])
