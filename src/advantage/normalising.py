@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +14,7 @@ from jaxtyping import PyTree
 from advantage.algorithms.normalised import Normalised, Normaliser, State
 from advantage.envs.normalise import RunningMeanStd, VecNormalize
 from advantage.equations.moments import PRIOR, Moments
-from advantage.equations.normalisation import Normalisation
+from advantage.equations.normalisation import Normalisation, normalisation
 from advantage.types import Space
 
 
@@ -36,13 +35,7 @@ def composed(algorithm: Any, normalize: Any) -> Any:
         return Normalised(algorithm, normalize)
     if not (normalize is True or isinstance(normalize, Mapping)):
         raise ValueError(f"normalize={normalize!r} is not understood: give True, or {{'norm_reward': False}} and the like")
-    given, names = {} if normalize is True else dict(normalize), [f.name for f in dataclasses.fields(Normalisation)]
-    for name in given:
-        if name not in names:
-            near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.4)
-            hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(names)}"
-            raise ValueError(f"normalize has no setting {name!r}: {hint}")
-    return Normalised(algorithm, Normalisation(**given))
+    return Normalised(algorithm, normalisation(**({} if normalize is True else normalize)))
 
 
 def plain_settings(algorithm: Any) -> dict[str, Any] | None:

@@ -12,15 +12,15 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import gymnasium
 import numpy as np
 import safetensors
 import safetensors.numpy
 
-from advantage.equations.moments import PRIOR, change
-from advantage.equations.normalisation import Normalisation
+from advantage.equations.moments import PRIOR, combined
+from advantage.equations.normalisation import Normalisation, normalisation
 from advantage.types import Space, Spec
 
 SETTINGS = ("norm_obs", "norm_reward", "clip_obs", "clip_reward", "gamma", "epsilon", "norm_obs_keys")
@@ -41,8 +41,8 @@ class RunningMeanStd:
 
     def update_from_moments(self, batch_mean: np.ndarray, batch_var: np.ndarray, batch_count: float) -> None:
         """See a batch of which mean, variance and length are known."""
-        d_mean, d_var = change(self.mean, self.var, self.count, batch_mean, batch_var, float(batch_count))
-        self.mean, self.var = np.asarray(self.mean + d_mean), np.asarray(self.var + d_var)
+        mean, var = combined(self.mean, self.var, self.count, batch_mean, batch_var, float(batch_count))
+        self.mean, self.var = np.asarray(mean), np.asarray(var)
         self.count += batch_count
 
     def combine(self, other: RunningMeanStd) -> None:
@@ -57,6 +57,7 @@ class RunningMeanStd:
 ObsStatistics = RunningMeanStd | dict[str, RunningMeanStd]
 
 
+@runtime_checkable
 class Holder(Protocol):
     """Who holds the statistics in place of a `VecNormalize`: a model."""
 
@@ -116,14 +117,16 @@ class VecNormalize:
         training: bool = True,
         norm_obs: bool = True,
         norm_reward: bool = True,
-        clip_obs: float = 10.0,
-        clip_reward: float = 10.0,
-        gamma: float = 0.99,
-        epsilon: float = 1e-8,
+        clip_obs: float | int = 10.0,
+        clip_reward: float | int = 10.0,
+        gamma: float | int = 0.99,
+        epsilon: float | int = 1e-8,
         norm_obs_keys: Sequence[str] | None = None,
     ):
-        keys = norm_obs_keys if norm_obs_keys is None or isinstance(norm_obs_keys, str) else tuple(norm_obs_keys)
-        settings = Normalisation(norm_obs, norm_reward, clip_obs, clip_reward, gamma, epsilon, keys)
+        settings = normalisation(
+            norm_obs=norm_obs, norm_reward=norm_reward, clip_obs=clip_obs, clip_reward=clip_reward, gamma=gamma,
+            epsilon=epsilon, norm_obs_keys=norm_obs_keys,
+        )  # fmt: skip
         self._holder: Holder | None = None
         self._own: dict[str, Any] = {"training": bool(training), "norm_reward": settings.norm_reward}
         self._own["loaded"] = False  # whether the statistics come from a file
@@ -373,7 +376,7 @@ class VecNormalize:
         elif self._holder is not None or name in ("norm_obs", "norm_obs_keys"):
             raise ValueError(f"{name} is built in: make a new VecNormalize, and a new model with it")
         else:
-            self._settings = Normalisation(**{k: getattr(self._settings, k) for k in SETTINGS} | {name: value})
+            self._settings = normalisation(**{k: getattr(self._settings, k) for k in SETTINGS} | {name: value})
 
 
 def taken_off(env: Any) -> tuple[Any, VecNormalize | None]:

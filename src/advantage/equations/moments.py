@@ -33,7 +33,7 @@ def fresh(shape: tuple[int, ...]) -> Moments:
     return Moments(*[jnp.asarray(x) for x in (zero, one, zero, zero)], jnp.zeros(2, jnp.uint32))
 
 
-def change(
+def combined(
     mean: Float[Array | np.ndarray, "*shape"],
     var: Float[Array | np.ndarray, "*shape"],
     count: Scalar,
@@ -41,14 +41,13 @@ def change(
     batch_var: Float[Array | np.ndarray, "*shape"],
     batch_count: Scalar,
 ) -> tuple[Float[Array | np.ndarray, "*shape"] | float, Float[Array | np.ndarray, "*shape"] | float]:
-    """By how much a batch changes mean and variance (Chan, Golub & LeVeque, 1979, eq. 2.1).
+    """Mean and variance of two sets of samples together (Chan, Golub & LeVeque, 1979, eq. 2.1).
 
     http://i.stanford.edu/pub/cstr/reports/cs/tr/79/773/CS-TR-79-773.pdf
     """
-    total = count + batch_count
-    share = batch_count / total
+    kept, share = count / (count + batch_count), batch_count / (count + batch_count)
     delta = batch_mean - mean
-    return delta * share, (batch_var - var) * share + delta * delta * (share * (count / total))
+    return mean * kept + batch_mean * share, var * kept + batch_var * share + delta * delta * (share * kept)
 
 
 def samples(moments: Moments) -> Float[Array, ""]:
@@ -69,14 +68,31 @@ def include(moments: Moments, x: Num[Array, "T N *shape"], valid: Bool[Array, "T
     batch_mean = jnp.sum(jnp.where(wanted, rows, 0.0), axis=(0, 1)) / divisor
     squares = jnp.square(rows - batch_mean[None, None])
     batch_var = jnp.sum(jnp.where(wanted, squares, 0.0), axis=(0, 1)) / divisor
-    d_mean, d_var = change(moments.mean, moments.var, samples(moments), batch_mean, batch_var, count)
+    new = _combined(moments, batch_mean, batch_var, count)
     low = moments.count[1] + number
     high = moments.count[0] + (low < number).astype(jnp.uint32)
-    mean, mean_rest = two_sum(moments.mean, moments.mean_rest + d_mean)
-    var, var_rest = two_sum(moments.var, moments.var_rest + d_var)
-    new = Moments(mean, var, mean_rest, var_rest, jnp.stack([high, low]))
-    good = (number > 0) & jnp.all(jnp.isfinite(var))
+    new = new._replace(count=jnp.stack([high, low]))
+    good = (number > 0) & jnp.all(jnp.isfinite(new.var))
     return jax.tree.map(lambda a, b: jnp.where(good, a, b), new, moments)
+
+
+def _combined(
+    moments: Moments, batch_mean: Float[Array, "*shape"], batch_var: Float[Array, "*shape"], count: Float[Array, ""]
+) -> Moments:
+    """`combined` in float32 without loss: a small batch is a change, of which nothing is rounded away."""
+    before = samples(moments)
+    mean, var = combined(moments.mean, moments.var, before, batch_mean, batch_var, count)
+    share = count / (before + count)
+    delta = batch_mean - moments.mean
+    d_mean = delta * share
+    d_var = (batch_var - moments.var + delta * (delta - d_mean)) * share
+    zero = jnp.zeros_like(mean)
+    small = share < 0.5  # of a large one the change would be as large as what it changes, and cancel digits
+    mean, mean_rest = two_sum(
+        jnp.where(small, moments.mean, mean), jnp.where(small, moments.mean_rest + d_mean, zero)
+    )
+    var, var_rest = two_sum(jnp.where(small, moments.var, var), jnp.where(small, moments.var_rest + d_var, zero))
+    return Moments(mean, var, mean_rest, var_rest, moments.count)
 
 
 def two_sum(a: Float[Array, "*shape"], b: Float[Array, "*shape"]) -> tuple[Float[Array, "*shape"], ...]:

@@ -1,6 +1,9 @@
 """What is normalised, and how: one set of settings for `VecNormalize` and for `normalize=...`."""
 
 import dataclasses
+import difflib
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -9,11 +12,7 @@ from advantage.types import Space
 
 @dataclasses.dataclass(frozen=True)
 class Normalisation:
-    """How observations and rewards are normalised by running statistics, under `VecNormalize`'s names.
-
-    Raises:
-        ValueError: `clip_obs` or `clip_reward` is not positive, `gamma` not within 0..1, `epsilon` negative.
-    """
+    """How observations and rewards are normalised by running statistics, under `VecNormalize`'s names."""
 
     norm_obs: bool = True
     norm_reward: bool = True  # divided by the standard deviation of the discounted return
@@ -22,28 +21,6 @@ class Normalisation:
     gamma: float | None = None  # discount of that return; None: the algorithm's
     epsilon: float = 1e-8  # added to variances
     norm_obs_keys: tuple[str, ...] | None = None  # of Dict observations; None: every Box that is no picture
-
-    def __post_init__(self) -> None:
-        allowed = {
-            "clip_obs": (lambda x: x > 0, "a positive number"),
-            "clip_reward": (lambda x: x > 0, "a positive number"),
-            "gamma": (lambda x: 0 <= x <= 1, "a number between 0 and 1"),
-            "epsilon": (lambda x: 0 <= x < float("inf"), "a number of at least 0"),
-        }
-        for name, (fits, wanted) in allowed.items():
-            value = getattr(self, name)
-            if value is None and name == "gamma":
-                continue
-            # Not `not x > 0`: NaN is refused too.
-            if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not fits(value):
-                raise ValueError(f"{name}={value!r} of the normalisation is out of range: give {wanted}")
-            object.__setattr__(self, name, float(value))
-        for name in ("norm_obs", "norm_reward"):
-            object.__setattr__(self, name, bool(getattr(self, name)))
-        if self.norm_obs_keys is not None:
-            if isinstance(self.norm_obs_keys, str):
-                raise ValueError(f"norm_obs_keys={self.norm_obs_keys!r} has to be a list of names: [...]")
-            object.__setattr__(self, "norm_obs_keys", tuple(self.norm_obs_keys))
 
     def parts(self, space: Space) -> dict[str, Space]:
         """The Boxes of an observation space that are normalised, by key; that of a plain Box is `"obs"`.
@@ -83,3 +60,39 @@ class Normalisation:
         if space.kind != "dict":
             return one("obs", space)
         return dataclasses.replace(space, parts=tuple((name, one(name, part)) for name, part in space.parts))
+
+
+NUMBERS: dict[str, tuple[Callable[[float], bool], str]] = {
+    "clip_obs": (lambda x: x > 0, "a positive number"),
+    "clip_reward": (lambda x: x > 0, "a positive number"),
+    "gamma": (lambda x: 0 <= x <= 1, "a number between 0 and 1"),
+    "epsilon": (lambda x: 0 <= x < float("inf"), "a number of at least 0"),
+}
+
+
+def normalisation(**given: Any) -> Normalisation:
+    """The settings of these names, checked and cast.
+
+    Raises:
+        ValueError: there is no such setting, or a value that cannot work.
+    """
+    names, checked = [field.name for field in dataclasses.fields(Normalisation)], {}
+    for name, value in given.items():
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+            hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(names)}"
+            raise ValueError(f"normalisation has no setting {name!r}: {hint}")
+        if name in NUMBERS and not (name == "gamma" and value is None):
+            fits, wanted = NUMBERS[name]
+            # NaN fits nowhere.
+            if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not fits(float(value)):
+                raise ValueError(f"{name}={value!r} is out of range: give {wanted}")
+            value = float(value)
+        elif name == "norm_obs_keys" and value is not None:
+            if isinstance(value, str):
+                raise ValueError(f"norm_obs_keys={value!r} has to be a list of names, such as [{value!r}]")
+            value = tuple(value)
+        elif name in ("norm_obs", "norm_reward"):
+            value = bool(value)
+        checked[name] = value
+    return Normalisation(**checked)
