@@ -35,11 +35,10 @@ class RunningMeanStd:
 
     def update(self, arr: np.ndarray) -> None:
         """See a batch `[N, *shape]`."""
-        arr = np.asarray(arr, np.float64)
-        batch_mean, batch_var = np.asarray(arr.mean(axis=0)), np.asarray(arr.var(axis=0))
-        self.update_from_moments(batch_mean, batch_var, len(arr))
+        arr = np.asarray(arr)
+        self.update_from_moments(*[np.asarray(x, np.float64) for x in (arr.mean(axis=0), arr.var(axis=0))], len(arr))
 
-    def update_from_moments(self, batch_mean: np.ndarray, batch_var: np.ndarray, batch_count: float) -> None:
+    def update_from_moments(self, batch_mean: np.ndarray, batch_var: np.ndarray, batch_count: float | int) -> None:
         """See a batch of which mean, variance and length are known."""
         mean, var = combined(self.mean, self.var, self.count, batch_mean, batch_var, float(batch_count))
         self.mean, self.var = np.asarray(mean), np.asarray(var)
