@@ -142,14 +142,15 @@ def _as_rms(moments: Moments) -> RunningMeanStd:
     mean, var, mean_rest, var_rest = (np.asarray(x, np.float64) for x in moments[:4])
     high, low = (int(x) for x in np.asarray(moments.count))
     rms = RunningMeanStd()
-    rms.mean, rms.var, rms.count = mean + mean_rest, var + var_rest, (high << 32) + low + PRIOR
+    rms.mean, rms.var = np.asarray(mean + mean_rest), np.asarray(var + var_rest)
+    rms.count = (high << 32) + low + PRIOR
     return rms
 
 
 def _as_moments(rms: RunningMeanStd, seeds: int) -> Moments:
     def split(x: Any) -> tuple[np.ndarray, np.ndarray]:
         whole = np.asarray(x, np.float32)
-        return whole, (np.asarray(x, np.float64) - whole).astype(np.float32)
+        return whole, np.asarray(np.asarray(x, np.float64) - whole, np.float32)
 
     (mean, mean_rest), (var, var_rest) = split(rms.mean), split(rms.var)
     count = round(max(rms.count - PRIOR, 0.0))

@@ -22,6 +22,10 @@ from advantage.equations.normalisation import Normalisation
 from advantage.types import Agent, Chunk, Metrics, Observed, Spec, sanitise
 
 
+Statistics = dict[str, tuple]
+"""Mean and variance of observations, by key."""
+
+
 class Normaliser(NamedTuple):
     """One seed's statistics, and whether they are in use: switching compiles nothing."""
 
@@ -31,7 +35,7 @@ class Normaliser(NamedTuple):
     norm_reward: Bool[Array, ""]
 
     @property
-    def statistics(self) -> dict[str, tuple[Array, Array]]:
+    def statistics(self) -> Statistics:
         """Mean and variance of the observations."""
         return {name: (moments.mean, moments.var) for name, moments in self.obs.items()}
 
@@ -63,7 +67,7 @@ class Actor(NamedTuple):
     """What acting needs."""
 
     inner: PyTree
-    obs: dict[str, tuple[Array, Array]]  # mean and variance by key
+    obs: Statistics
 
 
 class Memory(NamedTuple):
@@ -111,7 +115,7 @@ class Normalised:
         observed = observed._replace(obs=self.seen(actor.obs, observed.obs))
         return self.algorithm.act(config, actor.inner, carry, observed, key, explore)
 
-    def seen(self, statistics: dict[str, tuple[Array, Array]], obs: PyTree) -> PyTree:
+    def seen(self, statistics: Statistics, obs: PyTree) -> PyTree:
         """Observations `[..., *shape]` by these means and variances."""
         epsilon, clip = self.settings.epsilon, self.settings.clip_obs
         plain = not isinstance(obs, dict)
