@@ -80,6 +80,17 @@ def test_train_numbers_its_folders_and_prints_tables(run, tmp_path):
     assert names == ["PPO_advantage-CartPole-v1_1", "PPO_advantage-CartPole-v1_2"]
 
 
+def test_normalize(run, tmp_path):
+    """The flag, and settings in its place."""
+    for given, reward in (("--normalize", True), ("--set 'normalize={\"norm_reward\": false}'", False)):
+        code, _, err = run(f"train ppo CartPole-v1 --n-envs 2 --out here {given} {SMALL}")
+        assert code == 0, err
+        assert PPO.load(tmp_path / "here" / "model.zip").normalize["norm_reward"] == reward
+    assert run("evaluate here/model.zip --episodes 2")[0] == 0
+    said = refused(run(f"train ppo CartPole-v1 --set 'normalize={{\"x\": 1}}' {SMALL}"))
+    assert "normalisation has no setting 'x'" in said
+
+
 def test_settings():
     texts = [
         "learning_rate=lin_1e-3", "n-steps=32", "gamma=.9", "use_sde=false", "target_kl=None",
