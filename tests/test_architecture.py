@@ -30,10 +30,11 @@ ROOMS = {
     "networks": {"types", "equations"},
     "memory": FOUNDATION,
     "algorithms": FOUNDATION | {"memory"},
-    "envs": {"types", "platform"},
+    "envs": {"types", "platform", "equations"},
     "drivers": {"types", "equations", "envs"},
     "training": FOUNDATION | {"envs", "drivers", "__init__"},  # networks: model files name their activations and optimisers
-    "models": FOUNDATION | {"memory", "algorithms", "envs", "drivers", "training", "__init__"},
+    "normalising": FOUNDATION | {"algorithms", "envs"},  # a `VecNormalize` meets a model's algorithm
+    "models": FOUNDATION | {"memory", "algorithms", "envs", "drivers", "training", "normalising", "__init__"},
     "experiments": {"types", "equations", "envs", "drivers", "training", "models", "__init__"},
     "llm": {"types", "equations", "networks", "training"},
     "cli": {"types", "envs", "training", "models", "experiments", "__init__"},

@@ -170,6 +170,17 @@ def test_suggest(run, monkeypatch):
     assert found["command"].startswith("advantage train PPO CartPole-v1")
 
 
+def test_normalize(run, tmp_path):
+    """The flag, and settings in its place."""
+    for given, reward in (("--normalize", True), ("--set 'normalize={\"norm_reward\": false}'", False)):
+        code, _, err = run(f"train ppo CartPole-v1 --n-envs 2 --out here {given} {SMALL}")
+        assert code == 0, err
+        assert PPO.load(tmp_path / "here" / "model.zip").normalize["norm_reward"] == reward
+    assert run("evaluate here/model.zip --episodes 2")[0] == 0
+    said = refused(run(f"train ppo CartPole-v1 --set 'normalize={{\"x\": 1}}' {SMALL}"))
+    assert "normalisation has no setting 'x'" in said
+
+
 def test_settings():
     texts = [
         "learning_rate=lin_1e-3", "n-steps=32", "gamma=.9", "use_sde=false", "target_kl=None",

@@ -16,6 +16,8 @@ _HOME = {
     "ALGORITHMS": "advantage.models",
     "DummyVecEnv": "advantage.envs.vec_env",
     "make_vec_env": "advantage.envs.vec_env",
+    "VecNormalize": "advantage.envs.normalise",
+    "sync_envs_normalization": "advantage.envs.normalise",
     "check_env": "advantage.envs.check",
     "PotentialShaping": "advantage.envs.shaping",
     "ActionRepeat": "advantage.envs.wrappers",
@@ -49,6 +51,7 @@ __all__ = ["__version__", *_HOME]
 
 if TYPE_CHECKING:
     from advantage.envs.check import check_env
+    from advantage.envs.normalise import VecNormalize, sync_envs_normalization
     from advantage.envs.shaping import PotentialShaping
     from advantage.envs.vec_env import DummyVecEnv, make_vec_env
     from advantage.envs.wrappers import (

@@ -94,6 +94,7 @@ def train(
     n_envs: int | None = None,
     seeds: int = 1,
     seed: int = 0,
+    normalize: bool = False,
     settings: Settings = (),
     no_preset: bool = False,
     out: Annotated[Path | None, arg(metavar="DIR")] = None,
@@ -114,6 +115,7 @@ def train(
         n_envs: Environments side by side, for each seed; the preset's or 1 by default.
         seeds: Independent agents trained side by side.
         seed: The first seed; the others follow it.
+        normalize: Normalise observations and rewards by running statistics.
         settings: Hyper-parameters: numbers, true, none, JSON lists and dicts, or lin_1e-3 (falls to 0).
         no_preset: The algorithm's own defaults in place of the preset's settings.
         out: Folder for model.zip and progress.csv; runs/ALGO_ENV_n by default.
@@ -133,6 +135,8 @@ def train(
     if total_timesteps is not None and total_timesteps < 1:
         raise Refusal(f"--total-timesteps {total_timesteps}: has to be at least 1")
     given = _settings([text for group in settings for text in group])
+    if normalize:  # else as --set normalize=... says, if it does
+        given.setdefault("normalize", True)
     given |= {} if n_envs is None else {"n_envs": n_envs}
     preset = None if no_preset else find_preset(face.__name__, env)
     total_timesteps = total_timesteps or (preset.total_timesteps if preset else 100_000)

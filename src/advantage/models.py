@@ -15,7 +15,7 @@ import os
 import pathlib
 import uuid
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any, ClassVar
 
@@ -27,19 +27,24 @@ from jaxtyping import PyTree
 
 import advantage
 from advantage.algorithms import dqn, ppo
+from advantage.algorithms.normalised import Normalised, normalised_agent
 from advantage.drivers.common import streams
 from advantage.drivers.fused import FusedDriver
 from advantage.drivers.host import HostDriver
 from advantage.envs.jax import is_jax_env
 from advantage.envs.make import host_envs, reserve_threads, resolve_env
+from advantage.envs.normalise import VecNormalize, is_normalised, taken_off
 from advantage.envs.vec_env import DummyVecEnv
 from advantage.envs.vector import to_rows
 from advantage.equations.schedules import Linear, Schedule
 from advantage.memory.replayed import drawn, init_memory, replayed_update
 from advantage.networks.policy_kwargs import network_fields
+from advantage.normalising import Held, composed, merged, plain_settings, read, settings_of, taking
 from advantage.training import loggers
 from advantage.training.callbacks import as_callback
-from advantage.training.checkpoints import Checkpoints, NotACheckpoint, find, read
+from advantage.training.checkpoints import Checkpoints, NotACheckpoint
+from advantage.training.checkpoints import find as find_checkpoint
+from advantage.training.checkpoints import read as read_checkpoint
 from advantage.training.files import NotAModel, Target, named_arrays, read_model, restored, write_model
 from advantage.training.hyperparameters import (
     configured,
@@ -71,6 +76,7 @@ FACE_OPTIONS: dict[str, Any] = {
     "device": "auto",
     "n_envs": 1,
     "seeds": 1,
+    "normalize": False,
 }
 STORED_OPTIONS = ("seed", "verbose", "stats_window_size", "n_envs")
 # Fields that the face fills from elsewhere: `policy_kwargs`, or the driver.
@@ -80,11 +86,14 @@ HIDDEN_FIELDS = {
 }  # fmt: skip
 
 
-def agent_of(algorithm: ModuleType) -> Agent:
+@functools.cache  # programs are compiled for an agent: one object for each algorithm
+def agent_of(algorithm: Any) -> Agent:
     """An algorithm with its update and its memory."""
     if hasattr(algorithm, "learn"):
-        return Agent(algorithm, replayed_update(algorithm), init_memory, drawn)
-    return Agent(algorithm, algorithm.update, _no_memory)
+        agent = Agent(algorithm, replayed_update(algorithm), init_memory, drawn)
+    else:
+        agent = Agent(algorithm, algorithm.update, _no_memory)
+    return normalised_agent(agent) if isinstance(algorithm, Normalised) else agent
 
 
 def _no_memory(config: Any, spec: Spec, num_envs: int) -> tuple[()]:
@@ -107,7 +116,7 @@ class Model:
             num_timesteps=0, num_seeds=whole("seeds", options["seeds"]), _env=None, _driver=None, _spec=None,
             _state=None, _logger=None, _given_logger=None, _run=None, _run_id=None, _resumed=None, env_id=None,
             _acting={}, _stop=0, _predictions=0, _write_log=None, _device=_device(options["device"]),
-            n_envs=whole("n_envs", options["n_envs"]),
+            n_envs=whole("n_envs", options["n_envs"]), _wrapper=None, algorithm=composed(self.algorithm, options["normalize"]),
         )  # fmt: skip
         self._set(_config=None, _schedules={})
         fields = {**network_fields(self.algorithm.Config, self.policy_kwargs), **fields}
@@ -210,8 +219,8 @@ class Model:
             NotACheckpoint: there is none, it is damaged, or it belongs to another algorithm.
             ValueError: `env` is missing, or is not the run's; the difference is named.
         """
-        path = find(folder, at)
-        header, kept = read(path)
+        path = find_checkpoint(folder, at)
+        header, kept = read_checkpoint(path)
         stored = read_model(path / "model.zip")[0]
         face = ALGORITHMS[stored["algorithm"]] if cls is Model else cls
         if stored["algorithm"] != face.__name__:
@@ -222,8 +231,10 @@ class Model:
         reserve_threads(env)
         check_versions(header, stored["schedules"], overrides)
         model = face.load(path / "model.zip", device=device, **overrides)
+        state = model._state
         model.set_env(env)
         check_env_id(model.env_id, stored)
+        model._put_state(state)  # statistics of a `VecNormalize` given here are not the run's
         with model._on_device():
             restore_driver(model._driver, model._config, kept, str(path))
         model._set(_predictions=header["predictions"], _resumed={**header, "folder": path.parent})
@@ -252,7 +263,8 @@ class Model:
         known = {name: isinstance(s, Linear) for name, s in self._schedules.items()}
         schedules = {name: describe_schedule(s) if known[name] else "function" for name, s in self._schedules.items()}
         own = {"algorithm": type(self).__name__, "env": self._env_name(), "n_envs": self._driver.num_envs}
-        return own | {"seeds": self.num_seeds, "seed": self.seed} | plain | labels | schedules
+        own |= {"seeds": self.num_seeds, "seed": self.seed, "normalize": self.normalize}
+        return own | plain | labels | schedules
 
     def _env_name(self) -> str:
         return self.env_id or type(self._env).__name__
@@ -271,7 +283,8 @@ class Model:
         """`(action, state)` for one observation or a batch of them.
 
         Args:
-            observation: `[*shape]` or `[N, *shape]`, of the observation space's structure.
+            observation: `[*shape]` or `[N, *shape]`, of the observation space's structure. A model that
+                normalises takes it raw; what a `VecNormalize` gave is normalised already, and known to be.
             state: what the last call returned, for policies with a memory.
             episode_start: `[N]` bool, where episodes begin (with `state`).
             deterministic: the best action instead of a sampled one.
@@ -283,17 +296,18 @@ class Model:
         """
         if not 0 <= seed_index < self.num_seeds:
             raise ValueError(f"seed_index={seed_index} has to be within the {self.num_seeds} seeds trained")
-        obs, batch, single = _batched(self._require_spec().observation, observation)
+        algorithm, spec, actor = self.algorithm, self._require_spec(), self._actor(seed_index)
+        if is_normalised(observation) and isinstance(algorithm, Normalised):
+            algorithm, spec, actor = algorithm.algorithm, algorithm.inner_spec(spec), actor.inner
+        obs, batch, single = _batched(spec.observation, observation)
         is_first = np.ones(batch, bool) if episode_start is None else np.asarray(episode_start, bool).reshape(batch)
         mask = None if action_masks is None else np.asarray(action_masks, bool).reshape(batch, -1)
         with self._on_device():
             if state is None:
-                state = self.algorithm.initial_carry(self._config, self._spec, batch)
-            act = _acting_program(self.algorithm, self._config, not deterministic)
+                state = algorithm.initial_carry(self._config, spec, batch)
+            act = _acting_program(algorithm, self._config, not deterministic)
             self._set(_predictions=self._predictions + 1)
-            action, carry = act(
-                self._actor(seed_index), state, Observed(obs, is_first, mask), self._base_seed(), self._predictions
-            )
+            action, carry = act(actor, state, Observed(obs, is_first, mask), self._base_seed(), self._predictions)
         action = self.algorithm.to_env(self._spec.action, np.array(action))
         return action[0, ...] if single else action, carry if jax.tree.leaves(carry) else None
 
@@ -319,14 +333,24 @@ class Model:
         return int(np.nanargmax(means))
 
     def _actor(self, seed_index: int) -> PyTree:
-        """The acting parameters of a seed; kept until training goes on."""
+        """The acting parameters of a seed."""
+
+        def of_state(state: PyTree) -> PyTree:
+            return jax.tree.map(jnp.array, self.algorithm.actor(self._resolved()[0], state))
+
+        return self._kept("actor", seed_index, of_state)
+
+    def _statistics(self, seed_index: int) -> dict[str, Any]:
+        """A seed's normaliser: statistics and switches, as `VecNormalize` has them."""
+        return self._kept("statistics", seed_index, lambda state: read(state.normaliser))
+
+    def _kept(self, what: str, seed_index: int, of_state: Callable[[PyTree], Any]) -> Any:
+        """What is computed of a seed's state; kept until training goes on."""
         version = None if self._driver is None else self._driver.version
         now = (version, self.num_timesteps, self._config)
-        if self._acting.get(seed_index, (None,))[0] != now:
-            state = self._seed_state(seed_index)
-            actor = jax.tree.map(jnp.array, self.algorithm.actor(self._resolved()[0], state))
-            self._acting[seed_index] = (now, actor)
-        return self._acting[seed_index][1]
+        if self._acting.get((what, seed_index), (None,))[0] != now:
+            self._acting[what, seed_index] = (now, of_state(self._seed_state(seed_index)))
+        return self._acting[what, seed_index][1]
 
     # -- files -----------------------------------------------------------------------------------
 
@@ -356,6 +380,7 @@ class Model:
             "env_plain": self._env is None or env_is_plain(self._env),
             "counters": {"num_timesteps": self.num_timesteps, "stop": self._stop, "seeds": self.num_seeds},
             "options": {name: getattr(self, name) for name in STORED_OPTIONS},
+            "normalize": self.normalize,
         }
 
     @classmethod
@@ -374,8 +399,8 @@ class Model:
         if name != cls.__name__:
             raise NotAModel(f"{path} holds a {name} model: load it with {name}.load")
         options = {k: overrides.pop(k) for k in (*STORED_OPTIONS, "tensorboard_log") if k in overrides}
-        if "seeds" in overrides:
-            raise TypeError("load takes no seeds: the file holds those that were trained")
+        for name in {"seeds", "normalize"} & overrides.keys():
+            raise TypeError(f"load takes no {name}: the file holds what was trained")
         overrides.pop("custom_objects", None)
         fields = network_fields(cls.algorithm.Config, overrides.pop("policy_kwargs", {}))
         fields.update(cls._arguments((), overrides)[1])
@@ -402,12 +427,12 @@ class Model:
         if any(x.shape[:1] != (seeds,) for x in arrays.values()):
             raise NotAModel(f"the file holds arrays of another number of seeds than {seeds}: it is damaged")
         options = {k: stored_options[k] for k in STORED_OPTIONS if k in stored_options} | options
-        model = cls(header["policy"], None, seeds=seeds, **options)
+        model = cls(header["policy"], None, seeds=seeds, normalize=header.get("normalize"), **options)
         stored = undescribe(model._config, header["config"], header["callables"], fields)
         stored |= {k: undescribe_schedule(v) for k, v in header["schedules"].items()}
         config, schedules = configured(model._config, {}, {**stored, **fields})
         spec = Spec(_space(header["observation_space"]), _space(header["action_space"]))
-        template = jax.eval_shape(lambda: _initial_state(cls.algorithm, config, spec, seeds))
+        template = jax.eval_shape(lambda: _initial_state(model.algorithm, config, spec, seeds))
         model._set(
             _config=config, _schedules=schedules, _spec=spec, _state=restored(template, arrays, "the file"),
             num_timesteps=int(counters["num_timesteps"]), _stop=int(counters["stop"]), env_id=header.get("env_id"),
@@ -415,9 +440,9 @@ class Model:
         return model
 
     def get_parameters(self, seed_index: int = 0) -> dict[str, dict[str, np.ndarray]]:
-        """Copies of a seed's arrays by name: `{"policy": {...}, "policy.optimizer": {...}}`."""
+        """Copies of a seed's arrays by name: `{"policy": {...}, "policy.optimizer": {...}}`, statistics with the first."""
         arrays = named_arrays(self._seed_state(seed_index))
-        optimizer = {k: v for k, v in arrays.items() if k.startswith(".optimizer")}
+        optimizer = {k: v for k, v in arrays.items() if k.startswith((".optimizer", ".inner.optimizer"))}
         return {"policy": {k: v for k, v in arrays.items() if k not in optimizer}, "policy.optimizer": optimizer}
 
     def set_parameters(self, parameters: Any, exact_match: bool = True, device: str = "auto") -> None:
@@ -446,18 +471,22 @@ class Model:
     def set_env(self, env: Any, force_reset: bool = True) -> None:
         """Train on another environment of the same spaces; what was learned is kept, a replay memory is not.
 
+        A `VecNormalize` is taken off: see `advantage.VecNormalize`.
+
         Raises:
-            ValueError: the spaces differ, and how.
+            ValueError: the spaces differ, and how, or what is normalised.
         """
         state = self._full_state() if self._spec is not None else None
         # An id or a JAX environment has no number of its own.
         self._attach(env, self.n_envs if isinstance(env, str) or is_jax_env(env) else 1, state)
 
     def get_env(self) -> Any:
-        """The environments in training: a `DummyVecEnv`, a `gymnasium.vector` or a JAX environment."""
-        return self._env
+        """The environments in training: a `DummyVecEnv`, a `gymnasium.vector` or a JAX environment, or the
+        `VecNormalize` that was given around them."""
+        return self._env if self._wrapper is None else self._wrapper
 
     def _attach(self, env: Any, n_envs: int, state: PyTree | None = None) -> None:
+        env, wrapper = taken_off(env)
         env = resolve_env(env, n_envs)
         if self.seed is None:
             # SB3 leaves a run without seed to chance; the number drawn is kept, so that it can be repeated.
@@ -467,7 +496,8 @@ class Model:
         spec = env.spec if jax_env else _host_spec(env)
         count = n_envs if jax_env else env.num_envs
         self._check(spec, count, jax_env)
-        agent = agent_of(self.algorithm)
+        algorithm = taking(self.algorithm, wrapper, spec.observation, self._spec is not None)
+        agent, given = agent_of(algorithm), None if wrapper is None else wrapper.now()
         with self._on_device():
             if jax_env:
                 driver = FusedDriver(agent, env, self.seed, self.num_seeds, count, self.stats_window_size,
@@ -475,7 +505,12 @@ class Model:
             else:
                 driver = HostDriver(agent, host_envs(env, self.num_seeds), self.seed, self.stats_window_size)
             driver.init(self._config)
-        self._set(_env=env, _driver=driver, _spec=spec, n_envs=count, env_id=_env_id(env), _acting={})
+        if isinstance(algorithm, Normalised):
+            state = merged(driver.state, state, given)
+        for one, holder in ((self._wrapper, None), (wrapper, Held(self))):
+            if one is not None:
+                one.attach(holder)
+        self._set(_env=env, _driver=driver, _spec=spec, n_envs=count, env_id=_env_id(env), _acting={}, _wrapper=wrapper, algorithm=algorithm)
         if state is not None:
             self._put_state(state)
 
@@ -564,9 +599,25 @@ class Model:
         """The acting part, with SB3's `predict`."""
         return Policy(self)
 
-    def get_vec_normalize_env(self) -> None:
-        """No `VecNormalize` is in use."""
-        return None
+    @property
+    def normalize(self) -> dict[str, Any] | None:
+        """How observations and rewards are normalised, by `VecNormalize`'s names; None: they are not."""
+        return plain_settings(self.algorithm)
+
+    def reward_scales(self) -> np.ndarray | None:
+        """What each seed's rewards are divided by `[S]`, where they are normalised now; else None."""
+        if self.normalize is None or not self._statistics(0)["norm_reward"]:
+            return None
+        var = [float(self._statistics(s)["ret_rms"].var) for s in range(self.num_seeds)]
+        return np.sqrt(np.asarray(var) + self.normalize["epsilon"])
+
+    def get_vec_normalize_env(self) -> VecNormalize | None:
+        """The view of the normaliser: the `VecNormalize` given around the environments, or one made here for
+        `normalize=True`; None where nothing is normalised, or there are no environments."""
+        settings = settings_of(self.algorithm)
+        if self._wrapper is not None or settings is None or self._env is None:
+            return self._wrapper
+        return VecNormalize.view(Held(self), settings, self._env, self.n_envs, self._spec)
 
     # -- hyper-parameters as attributes --------------------------------------------------------------
 
@@ -593,6 +644,8 @@ class Model:
             except ValueError:
                 self._set(**before)
                 raise
+        elif name == "normalize":
+            raise ValueError("normalize is built into the agent: make a new model, or give set_env a VecNormalize")
         else:
             self._set(**{name: value})
 
@@ -689,7 +742,7 @@ def _field_names(config_class: type) -> frozenset[str]:
 
 
 @functools.lru_cache(maxsize=64)
-def _acting_program(algorithm: ModuleType, config: Any, explore: bool) -> Any:
+def _acting_program(algorithm: Any, config: Any, explore: bool) -> Any:
     """`act` for `predict`, with a stream of its own: it never changes training."""
 
     def act(actor, carry, observed, seed, count):
@@ -699,7 +752,7 @@ def _acting_program(algorithm: ModuleType, config: Any, explore: bool) -> Any:
     return jax.jit(act)
 
 
-def _initial_state(algorithm: ModuleType, config: Any, spec: Spec, seeds: int) -> PyTree:
+def _initial_state(algorithm: Any, config: Any, spec: Spec, seeds: int) -> PyTree:
     keys = jnp.stack([jnp.array(streams(0)[0])] * seeds)
     return jax.vmap(lambda key: algorithm.init(config, spec, key))(keys)
 

@@ -93,6 +93,8 @@ RUNS = {
     "DQN, Gymnasium, mid-chunk": (DQN, "CartPole-v1", OFF, 200, 103),
     "DQN, Gymnasium, 2 seeds": (DQN, "CartPole-v1", {**OFF, "n_envs": 2, "seeds": 2, "n_steps": 3}, 200, 104),
     "DQN, whole episodes": (DQN, "CartPole-v1", {**OFF, "train_freq": (2, "episode")}, 200, 101),
+    "PPO, normalised": (PPO, "Pendulum-v1", {**ON, "n_envs": 2, "seeds": 2, "normalize": True}, 128, 74),
+    "DQN, normalised, JAX": (DQN, "advantage/CartPole-v1", {**OFF, "normalize": True}, 200, 100),
     "PPO, JAX": (PPO, "advantage/CartPole-v1", {**ON, "n_envs": 2}, 256, 128),
     "PPO, JAX, 3 seeds": (PPO, "advantage/Pendulum-v1", {**ON, "n_envs": 2, "seeds": 3}, 128, 64),
     "DQN, JAX": (DQN, "advantage/CartPole-v1", OFF, 200, 100),

@@ -44,9 +44,9 @@ class Goes(gymnasium.Env):
         return obs, reward, self.steps % 20 == 0, False, {}
 
 
-def model_on(face, wrong):
+def model_on(face, wrong, **more):
     Goes.made = 0
-    return face("MlpPolicy", make_vec_env(lambda: Goes(wrong), n_envs=1), **SETTINGS[face])
+    return face("MlpPolicy", make_vec_env(lambda: Goes(wrong), n_envs=1), **SETTINGS[face], **more)
 
 
 def named_file(error):
@@ -83,6 +83,14 @@ def test_what_cannot_be_learned_from(face, wrong, what, tmp_path):
     # The file is a model of that one agent, from just before.
     one = face.load(named_file(error))
     assert one.num_seeds == 1 and one.action_space.contains(int(one.predict(np.zeros(3, np.float32))[0]))
+
+
+def test_what_a_normalised_agent_cannot_learn_from(tmp_path):
+    """Its memory, the discounted returns so far, is in the file too: the same rewards come out."""
+    model = model_on(PPO, "large reward", normalize={"norm_reward": False})
+    with pytest.raises(TrainingFailure, match="the loss term train/value_loss of seed 4") as error:
+        model.learn(400, checkpoint_dir=tmp_path)
+    assert replay(named_file(error)).what == "the loss term train/value_loss"
 
 
 @pytest.mark.parametrize("face", [PPO, DQN])

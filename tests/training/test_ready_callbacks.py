@@ -87,6 +87,12 @@ class Stub:
     def get_env(self):
         return "the env"
 
+    def get_vec_normalize_env(self):
+        return None
+
+    def reward_scales(self):
+        return None
+
     def save(self, path):
         self.saved.append(path)
 
@@ -512,7 +518,6 @@ def test_a_callback_that_raises_at_the_start_closes_the_others():
         (lambda: CheckpointCallback(-1, "x"), "save_freq=-1 .*at least 1"),
         (lambda: CheckpointCallback(1, "x", "a/b"), "name_prefix='a/b' .*save_path"),
         (lambda: CheckpointCallback(1, "x", save_replay_buffer=True), "save_replay_buffer=True is not built yet"),
-        (lambda: CheckpointCallback(1, "x", save_vecnormalize=True), "save_vecnormalize=True is not built yet"),
         (lambda: EveryNTimesteps(0, None), "n_steps=0 .*at least 1"),
         (lambda: LogEveryNTimesteps(0), "n_steps=0 .*at least 1"),
         (lambda: StopTrainingOnMaxEpisodes(0), "max_episodes=0 .*at least 1"),

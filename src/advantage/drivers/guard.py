@@ -29,6 +29,7 @@ class Failing(NamedTuple):
 
     state: PyTree  # of the seed, before
     given: PyTree  # a chunk, or a minibatch where the algorithm learns from its memory
+    memory: PyTree = ()  # beside a chunk
 
 
 def bad_row(rollout: Any, seeds: Sequence[int], steps: np.ndarray) -> NotFinite | None:
@@ -61,10 +62,11 @@ def failing_on_host(driver: HostDriver, config: Any, seed_index: int, learned: b
     if learned and driver.agent.drawn is not None:
         held = jax.tree.map(lambda x: x[seed_index], (driver.state, driver.memory))
         return Failing(*jax.jit(lambda state, memory: driver.agent.drawn(config, state, memory))(*held))
-    state = driver._layout.unpack(driver._before)[0] if learned else driver.state
+    state, memory = driver._layout.unpack(driver._before) if learned else (driver.state, ())
     rows = driver._spare
-    state, arrays, carry = jax.tree.map(lambda x: np.array(x[seed_index]), (state, rows.arrays, rows.carry))
-    return Failing(state, arrays.chunk(carry))
+    held = (state, memory, rows.arrays, rows.carry)
+    state, memory, arrays, carry = jax.tree.map(lambda x: np.array(x[seed_index]), held)
+    return Failing(state, arrays.chunk(carry), memory)
 
 
 def failing_on_device(driver: FusedDriver, config: Any, names: tuple[str, ...], seed_index: int) -> Failing:
@@ -87,4 +89,4 @@ def failing_on_device(driver: FusedDriver, config: Any, names: tuple[str, ...], 
     acting = resolve(config, names, jnp.asarray(values[last]))
     collect = jax.jit(lambda run, left, offset: _collect(driver.agent, acting, driver.env, run, left, offset))
     run, chunk = collect(one(run), remaining - last * per_update, np.int32(last * per_update))
-    return Failing(run.state, chunk)
+    return Failing(run.state, chunk, run.memory)

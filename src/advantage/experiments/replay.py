@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from advantage.drivers.snapshot import tree
 from advantage.envs.check import first_bad_row
 from advantage.models import ALGORITHMS, agent_of
 from advantage.training.files import NotAModel, read_model
-from advantage.training.guard import GIVEN, first_bad
+from advantage.training.guard import GIVEN, MEMORY, first_bad
 from advantage.types import NONFINITE, Chunk, Spec
 
 
@@ -43,16 +44,18 @@ def replay(path: str | os.PathLike[str], **overrides: Any) -> Replayed:
     failure = header["failure"]
     model = ALGORITHMS[header["algorithm"]].load(path, **overrides)
     config, state = model._config, model._seed_state(0)
-    own = {name: x[0] for name, x in arrays.items() if name.startswith(GIVEN)}
+    own = {name: x[0] for name, x in arrays.items() if name.startswith((GIVEN, MEMORY))}
     given = tree(_like(model, failure["shape"], own), own, GIVEN)
     bad = _bad_row(given)
     if bad is not None:
         return Replayed(bad, failure["what"], failure["step"], failure["seed"], {})
     agent = agent_of(model.algorithm)
     if agent.drawn is None:
-        state, _, metrics = jax.jit(lambda state, chunk: agent.update(config, state, (), chunk))(state, given)
+        like = jax.eval_shape(lambda: agent.init_memory(config, model._spec, failure["shape"][1]))
+        memory = tree(like, own, MEMORY)
+        state, _, metrics = jax.jit(functools.partial(agent.update, config))(state, memory, given)
     else:
-        state, metrics = jax.jit(lambda state, batch: model.algorithm.learn(config, state, batch))(state, given)
+        state, metrics = jax.jit(functools.partial(model.algorithm.learn, config))(state, given)
     numbers = {name: float(np.mean(np.asarray(x))) for name, x in metrics.items()}
     what = first_bad(state, numbers) if numbers.pop(NONFINITE) > 0 else None
     return Replayed(what, failure["what"], failure["step"], failure["seed"], numbers)

@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 import jax
@@ -27,8 +26,8 @@ def drawn(config: Any, state: Any, memory: uniform.Replay) -> tuple[Any, uniform
 
 
 @functools.cache
-def replayed_update(algorithm: ModuleType) -> Callable[..., tuple[Any, uniform.Replay, Metrics]]:
-    """`update(config, state, memory, chunk)` of an off-policy algorithm.
+def replayed_update(algorithm: Any) -> Callable[..., tuple[Any, uniform.Replay, Metrics]]:
+    """`update(config, state, memory, chunk)` of an off-policy algorithm (see `types.Algorithm`).
 
     `observe`, `push`, then `sample` and `learn` for `config.gradient_steps` times (-1: as often as rows were
     collected), none before more than `config.learning_starts` rows are remembered. One loop with a traced

@@ -11,7 +11,6 @@ import copy
 import functools
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -22,6 +21,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from advantage.envs.jax import JaxEnv, is_jax_env, make_jax, reset_envs, step_envs
 from advantage.envs.make import JAX_PREFIXES, make_gymnasium, reserve_threads
+from advantage.envs.normalise import taken_off
 from advantage.envs.vec_env import DummyVecEnv
 from advantage.envs.vector import HostEnvs, SyncEnvs, VectorEnvs
 from advantage.types import Observed, Spec, TimeStep
@@ -54,11 +54,13 @@ def evaluate_policy(
 
     Episodes are divided over the environments beforehand, so that short ones do not count more often.
     Environments that the model trains on are copied. A `RecordEpisodeStatistics` wrapper (or SB3's
-    `Monitor`) decides about returns and lengths where every environment has one.
+    `Monitor`) decides about returns and lengths where every environment has one. Returns are never normalised. A
+    `VecNormalize` is taken off: a model that normalises does so by its own statistics, which stay as they are.
 
     Args:
         model: anything with `predict(obs, state=..., episode_start=..., deterministic=...)`.
-        env: an id, a Gymnasium environment, a `DummyVecEnv`, a `gymnasium.vector` or a JAX environment.
+        env: an id, a Gymnasium environment, a `DummyVecEnv` (in a `VecNormalize` too), a `gymnasium.vector` or a
+            JAX environment.
         n_eval_episodes: episodes in all.
         deterministic: the best action instead of a sampled one.
         render: call the environment's `render()` after every step.
@@ -161,6 +163,7 @@ def spec_to_evaluate(env: Any) -> Spec:
         ValueError, ImportError: there is no environment of this id, or it needs a package.
     """
     reserve_threads(env)  # it may be given before there is a model
+    env, _ = taken_off(env)
     env = _jax_env(env) if _is_jax_id(env) else env
     if isinstance(env, str):
         with contextlib.closing(make_gymnasium(env)) as made:
@@ -250,12 +253,14 @@ class _Host(NamedTuple):
     envs: Any
     view: Any
     seeds: np.ndarray | None
+    seen: Callable[[PyTree], PyTree]  # what the model is shown of observations
 
 
 @contextlib.contextmanager
 def _host(model: Any, env: Any, episodes: int, seed: int | None) -> Iterator[_Host]:
     """Any environment as one that is stepped; what is made here is closed afterwards."""
-    made = None
+    made, (env, wrapper) = None, taken_off(env)
+    seen = _as_it_is if wrapper is None or _normalises(model) else wrapper.normalize_obs
     if isinstance(env, str):
         copies = min(episodes, HOST_ENVS)
         env = made = DummyVecEnv([functools.partial(make_gymnasium, env)] * copies)
@@ -281,7 +286,7 @@ def _host(model: Any, env: Any, episodes: int, seed: int | None) -> Iterator[_Ho
         seed = 0
     try:
         check_spaces(model, envs.spec)
-        yield _Host(envs, env, pending if seed is None else _reset_seeds(seed, envs.num_envs))
+        yield _Host(envs, env, pending if seed is None else _reset_seeds(seed, envs.num_envs), seen)
     finally:
         if made is not None:
             made.close()
@@ -306,7 +311,7 @@ class _Play:
         """`(actions [N, ...], what followed [N, ...])`."""
         options = _options(self.model, self.seed_index, self.observed.action_mask)
         actions, self.state = self.model.predict(
-            self.observed.obs,
+            self.host.seen(self.observed.obs),
             state=self.state,
             episode_start=np.asarray(self.observed.is_first),
             deterministic=self.deterministic,
@@ -462,7 +467,7 @@ def _rollouts(
 
 @functools.lru_cache(maxsize=32)
 def _rollout_programs(
-    algorithm: ModuleType, config: Any, env: JaxEnv, num_envs: int, explore: bool
+    algorithm: Any, config: Any, env: JaxEnv, num_envs: int, explore: bool
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """`(begin(key), go_on(actors [S, ...], rollout [S, ...]))`."""
 
@@ -584,6 +589,11 @@ def _is_ours(model: Any) -> bool:
     return hasattr(model, "_actor") and hasattr(model, "algorithm")
 
 
+def _normalises(model: Any) -> bool:
+    """Whether the model takes raw observations and normalises them itself."""
+    return _is_ours(model) and model.normalize is not None
+
+
 def _options(model: Any, seed_index: int, mask: Any) -> dict[str, Any]:
     """What our `predict` takes beyond SB3's."""
     return {"seed_index": seed_index, "action_masks": mask} if _is_ours(model) else {}
@@ -602,6 +612,7 @@ def _same_predictions(model: Any) -> Iterator[None]:
 
 def _bases(env: Any) -> set[int]:
     """The identities of the environments under all wrappers."""
+    env, _ = taken_off(env)
     envs = env.envs if isinstance(env, DummyVecEnv) else [env]
     return {id(getattr(one, "unwrapped", one)) for one in envs}
 
@@ -646,6 +657,10 @@ def _copied_one(env: gymnasium.Env, make: Callable[[], gymnasium.Env]) -> gymnas
 
 def _itself(env: gymnasium.Env) -> gymnasium.Env:
     return env
+
+
+def _as_it_is(obs: PyTree) -> PyTree:
+    return obs
 
 
 def _first(tree: PyTree) -> PyTree:

@@ -25,8 +25,8 @@ from advantage.types import NONFINITE
 if TYPE_CHECKING:
     from advantage.training.loop import Run
 
-GIVEN = "given"
-"""How the names of the arrays begin that an agent was to learn from."""
+GIVEN, MEMORY = "given", "memory"
+"""How the names of the arrays begin that an agent was to learn from, and of an on-policy agent's memory."""
 
 
 class TrainingFailure(RuntimeError):
@@ -95,12 +95,11 @@ def _kept(run: Run, failing: Failing, what: str, steps: int, seed_index: int) ->
     path = Path(folder) / f"not_finite_{os.getpid()}_step_{steps}_seed_{run.driver.seeds[seed_index]}.zip"
     header = run.model._header(run.model._resolved()[0], {})
     header["counters"]["seeds"] = 1
-    given = jax.tree.map(lambda x: np.asarray(x)[None], failing.given)
-    state = jax.tree.map(lambda x: np.asarray(x)[None], failing.state)
+    state, given, memory = jax.tree.map(lambda x: np.asarray(x)[None], failing)
     shape = list(np.shape(failing.given.reward))
     header["failure"] = {"what": what, "step": steps, "seed": run.driver.seeds[seed_index], "shape": shape}
     try:
-        write_model(path, header, named_arrays(state) | named(GIVEN, given))
+        write_model(path, header, named_arrays(state) | named(GIVEN, given) | named(MEMORY, memory))
     except OSError as error:
         return f" (what it failed on could not be written: {error})"
     return f"; to see it once more: advantage replay {path}"

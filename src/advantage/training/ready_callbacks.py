@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from advantage.envs.normalise import sync_envs_normalization
 from advantage.training.callbacks import BaseCallback, ConvertCallback, as_callback
 from advantage.training.evaluation import Episodes, check_spaces, evaluate_every_seed, spec_to_evaluate
 from advantage.training.files import replace_file
@@ -222,8 +223,13 @@ class EvalCallback(EventCallback):
     With several seeds every agent plays `n_eval_episodes`. What is logged and compared is the mean over all
     episodes of all seeds, and the best model is saved with all its seeds.
 
+    A model that normalises is evaluated by its own statistics of the moment, and saved with these. Returns stay
+    raw; where rewards are normalised, `eval/mean_normalized_reward` is logged too: returns divided by the scale of
+    rewards. A `VecNormalize` as `eval_env` is taken off, and gets a copy of the statistics, as in SB3.
+
     Args:
-        eval_env: an id, a Gymnasium environment, a `DummyVecEnv`, a `gymnasium.vector` or a JAX environment.
+        eval_env: an id, a Gymnasium environment, a `DummyVecEnv` (in a `VecNormalize` too), a `gymnasium.vector` or
+            a JAX environment.
         callback_on_new_best: triggered after an evaluation with the highest mean return so far.
         callback_after_eval: triggered after every evaluation.
         n_eval_episodes: episodes of one evaluation, for each seed.
@@ -302,6 +308,7 @@ class EvalCallback(EventCallback):
     def _on_step(self) -> bool:
         if not self._multiples.reached(self.eval_freq, self.num_timesteps):
             return True
+        sync_envs_normalization(self.model.get_vec_normalize_env(), self.eval_env)
         episodes = evaluate_every_seed(
             self.model, self.eval_env, self.n_eval_episodes, self.deterministic, self.render, self.warn
         )
@@ -348,6 +355,9 @@ class EvalCallback(EventCallback):
         returns, lengths = episodes.returns, episodes.lengths
         self.logger.record("eval/mean_reward", self.last_mean_reward)
         self.logger.record("eval/mean_ep_length", float(lengths.mean()))
+        scales = self.model.reward_scales()
+        if scales is not None:
+            self.logger.record("eval/mean_normalized_reward", float((returns / scales[:, None]).mean()))
         said = f"length {lengths.mean():.1f} +/- {lengths.std():.1f}"
         if not np.isnan(episodes.successes).all():
             rate = float(np.nanmean(episodes.successes))
@@ -376,7 +386,10 @@ class CheckpointCallback(BaseCallback):
         save_freq: environment steps between files, over the parallel environments (of each seed).
         save_path: their folder, made when training starts.
         name_prefix: how their names begin.
-        save_replay_buffer, save_vecnormalize: not built yet; only False is accepted.
+        save_replay_buffer: not built yet; only False is accepted.
+        save_vecnormalize: also save the statistics, where the model normalises, as `VecNormalize.load` reads
+            them: `{name_prefix}_vecnormalize_{steps}_steps.pkl` (SB3's name; no pickle). The model's file has
+            them too.
         verbose: 0 for no output, 2 for a line with each file's name.
 
     Raises:
@@ -400,8 +413,6 @@ class CheckpointCallback(BaseCallback):
         self.save_replay_buffer, self.save_vecnormalize = save_replay_buffer, save_vecnormalize
         if save_replay_buffer:
             raise ValueError("save_replay_buffer=True is not built yet: leave it out, models are saved")
-        if save_vecnormalize:
-            raise ValueError("save_vecnormalize=True is not built yet, nor is VecNormalize: leave it out")
         if os.path.basename(name_prefix) != name_prefix:
             raise ValueError(f"name_prefix={name_prefix!r} has to be part of a file name: folders go in save_path")
         self._multiples = _Multiples()
@@ -421,6 +432,10 @@ class CheckpointCallback(BaseCallback):
         if self._multiples.reached(self.save_freq, self.num_timesteps):
             path = os.path.join(self.save_path, f"{self.name_prefix}_{self.num_timesteps}_steps.zip")
             self.model.save(path)
+            statistics = self.model.get_vec_normalize_env() if self.save_vecnormalize else None
+            if statistics is not None:
+                name = f"{self.name_prefix}_vecnormalize_{self.num_timesteps}_steps.pkl"
+                statistics.save(os.path.join(self.save_path, name))
             if self.verbose >= 2:
                 print(f"saved the model to {path}")
 
