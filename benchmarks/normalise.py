@@ -163,9 +163,10 @@ def speed_table(speed: dict[str, Any]) -> list[str]:
     """Rows of the costs."""
     lines = [
         "## Cost", "",
-        f"PPO, 8 Gymnasium CartPoles, medians of {len(speed['rounds']['neither']['cpu'])} rounds"
-        f" of {jobs.RUNS['ppo-gym'].steps:,} steps; load of the machine {speed['load']}.", "",
-        "| | CPU us a step | CPU time / neither | wall time / neither | episode length |", "| --- | ---: | ---: | ---: | ---: |",
+        (f"PPO, 8 Gymnasium CartPoles, medians of {len(speed['rounds']['neither']['cpu'])} rounds"
+        f" of {jobs.RUNS['ppo-gym'].steps:,} steps; load of the machine {speed['load']}."), "",
+        "| | CPU us a step | CPU time / neither | wall time / neither | episode length |",
+        "| --- | ---: | ---: | ---: | ---: |",
     ]  # fmt: skip
     base = speed["rounds"]["neither"]
     for name, times in speed["rounds"].items():
@@ -229,7 +230,8 @@ def main() -> None:
     for name, measure in (("speed", speed), ("scales", scales)):
         if name in chosen:
             data[name] = measure()
-            data["versions"] = {package: importlib.metadata.version(package) for package in ("jax", "equinox", "gymnasium")}
+            packages = ("jax", "equinox", "gymnasium")
+            data["versions"] = {package: importlib.metadata.version(package) for package in packages}
             DATA.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
     report(data)
 

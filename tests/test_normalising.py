@@ -164,7 +164,7 @@ def played(model, env, steps=60):
 def test_stepping_by_hand(trained, face):
     """By the environment in training, by one loaded beside a model without environment: the right actions, and
     statistics that stand still."""
-    model, env, file, pkl = trained[face]
+    model, _env, file, pkl = trained[face]
     before = statistics(model)
     raw, actions = played(model, model.get_env())
     np.testing.assert_array_equal(actions, chosen(model, raw))
@@ -299,7 +299,7 @@ def test_switches_act_on_the_model(face, where):
 
 def test_a_wrapper_belongs_to_its_last_model(trained, tmp_path):
     """Set aside, it keeps the statistics of that moment; seen statistics move into a model that has none."""
-    _, _, file, pkl = trained[PPO]
+    _, _, _file, pkl = trained[PPO]
     env = VecNormalize.load(pkl, venv())
     count = env.obs_rms.count
     model = small(PPO, env)  # a new model goes on with what was seen
@@ -335,7 +335,7 @@ def test_other_statistics_than_the_models_are_not_taken(trained):
 
 
 def test_wrappers_that_do_not_fit_are_refused(trained):
-    model, _, file, _ = trained[PPO]
+    _model, _, file, _ = trained[PPO]
     with pytest.raises(ValueError, match="both say how: give one of them"):
         small(PPO, VecNormalize(venv()), normalize=True)
     with pytest.raises(ValueError, match="normalises the observations none, the model was trained with .'obs'."):

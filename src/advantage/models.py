@@ -33,7 +33,8 @@ from advantage.drivers.fused import FusedDriver
 from advantage.drivers.host import HostDriver
 from advantage.envs.jax import is_jax_env
 from advantage.envs.make import host_envs, reserve_threads, resolve_env
-from advantage.envs.normalise import VecNormalize, is_normalised, taken_off
+from advantage.envs.normalise import VecNormalize, taken_off
+from advantage.envs.running import is_normalised
 from advantage.envs.vec_env import DummyVecEnv
 from advantage.envs.vector import to_rows
 from advantage.equations.schedules import Linear, Schedule
@@ -116,7 +117,8 @@ class Model:
             num_timesteps=0, num_seeds=whole("seeds", options["seeds"]), _env=None, _driver=None, _spec=None,
             _state=None, _logger=None, _given_logger=None, _run=None, _run_id=None, _resumed=None, env_id=None,
             _acting={}, _stop=0, _predictions=0, _write_log=None, _device=_device(options["device"]),
-            n_envs=whole("n_envs", options["n_envs"]), _wrapper=None, algorithm=composed(self.algorithm, options["normalize"]),
+            n_envs=whole("n_envs", options["n_envs"]), _wrapper=None,
+            algorithm=composed(self.algorithm, options["normalize"]),
         )  # fmt: skip
         self._set(_config=None, _schedules={})
         fields = {**network_fields(self.algorithm.Config, self.policy_kwargs), **fields}
@@ -440,7 +442,10 @@ class Model:
         return model
 
     def get_parameters(self, seed_index: int = 0) -> dict[str, dict[str, np.ndarray]]:
-        """Copies of a seed's arrays by name: `{"policy": {...}, "policy.optimizer": {...}}`, statistics with the first."""
+        """Copies of a seed's arrays by name: `{"policy": {...}, "policy.optimizer": {...}}`.
+
+        The statistics of a normaliser are with the first.
+        """
         arrays = named_arrays(self._seed_state(seed_index))
         optimizer = {k: v for k, v in arrays.items() if k.startswith((".optimizer", ".inner.optimizer"))}
         return {"policy": {k: v for k, v in arrays.items() if k not in optimizer}, "policy.optimizer": optimizer}
@@ -510,7 +515,10 @@ class Model:
         for one, holder in ((self._wrapper, None), (wrapper, Held(self))):
             if one is not None:
                 one.attach(holder)
-        self._set(_env=env, _driver=driver, _spec=spec, n_envs=count, env_id=_env_id(env), _acting={}, _wrapper=wrapper, algorithm=algorithm)
+        self._set(
+            _env=env, _driver=driver, _spec=spec, n_envs=count, env_id=_env_id(env), _acting={}, _wrapper=wrapper,
+            algorithm=algorithm,
+        )  # fmt: skip
         if state is not None:
             self._put_state(state)
 

@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import PyTree
 
 from advantage.algorithms.normalised import Normalised, Normaliser, State
-from advantage.envs.normalise import RunningMeanStd, VecNormalize
+from advantage.envs.normalise import VecNormalize
+from advantage.envs.running import RunningMeanStd
 from advantage.equations.moments import PRIOR, Moments
 from advantage.equations.normalisation import Normalisation, normalisation
 from advantage.types import Space
@@ -34,7 +35,7 @@ def composed(algorithm: Any, normalize: Any) -> Any:
     if isinstance(normalize, Normalisation):
         return Normalised(algorithm, normalize)
     if not (normalize is True or isinstance(normalize, Mapping)):
-        raise ValueError(f"normalize={normalize!r} is not understood: give True, or {{'norm_reward': False}} and the like")
+        raise ValueError(f"normalize={normalize!r} is not understood: give True, or a dictionary of settings")
     return Normalised(algorithm, normalisation(**({} if normalize is True else normalize)))
 
 

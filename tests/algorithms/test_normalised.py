@@ -120,7 +120,7 @@ def test_update_is_the_algorithms_on_what_acted_saw():
 
 
 def test_off_policy_counts_first_and_stores_raw():
-    config, update, (state, memory) = made("dqn")
+    _config, update, (state, memory) = made("dqn")
     rows = chunk(seed=3)
     state, memory, metrics = update(state, memory, rows)
     assert_close(state.normaliser.obs["obs"].mean, np.mean(rows.obs, axis=(0, 1)), rtol=1e-4)
@@ -158,7 +158,7 @@ def test_a_batch_is_learned_from_normalised():
 
 @pytest.mark.parametrize("name", BOTH)
 def test_an_empty_chunk_is_the_identity(name):
-    config, update, held = made(name)
+    _config, update, held = made(name)
     state, memory, _ = update(*held, chunk())
     after = update(state, memory, chunk(np.zeros((T, N)), np.nan, seed=1))
     assert_same_bits((state, memory), after[:2])
@@ -167,7 +167,7 @@ def test_an_empty_chunk_is_the_identity(name):
 @pytest.mark.parametrize("name", BOTH)
 def test_garbage_in_invalid_rows_changes_no_bit(name):
     """And they are not counted."""
-    config, update, held = made(name)
+    _config, update, held = made(name)
     valid = np.array([[1, 1], [1, 0], [1, 0], [0, 0]], bool)
     clean, dirty = (update(*held, chunk(valid, garbage)) for garbage in (0.0, np.nan))
     assert_same_bits(clean[:2], dirty[:2])
@@ -177,7 +177,7 @@ def test_garbage_in_invalid_rows_changes_no_bit(name):
 
 @pytest.mark.parametrize("name", BOTH)
 def test_switches_act_and_compile_nothing(name):
-    config, update, (state, memory) = made(name)
+    _config, update, (state, memory) = made(name)
     state, memory, _ = update(state, memory, chunk())
     compiled = update._cache_size()
     frozen = state._replace(normaliser=state.normaliser._replace(training=jnp.asarray(False)))

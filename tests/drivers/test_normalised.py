@@ -94,7 +94,7 @@ def test_drivers_agree(toys, name):
     fused = FusedDriver(agent, env, 3, 2, N, devices=jax.local_devices()[:1])
     for driver in (host, fused):
         driver.init(config)
-        *_, last = driver.run(config, algorithm.schedules(config), 0, 25 * T * N + 3)
+        list(driver.run(config, algorithm.schedules(config), 0, 25 * T * N + 3))
     assert_close(host.state.normaliser, fused.state.normaliser, rtol=1e-4)
     assert_close(host.memory.returns, fused.memory.returns, rtol=1e-4)
     assert host.state.normaliser.returns.count.tolist() == [[0, 25 * T * N + 3]] * 2

@@ -15,6 +15,7 @@ SMALL = {
     PPO: {"n_steps": 8, "batch_size": 8, "n_epochs": 2, "policy_kwargs": {"net_arch": [4]}},
     DQN: {"learning_starts": 10, "buffer_size": 100, "batch_size": 4, "policy_kwargs": {"net_arch": [4]}},
 }
+CASES = ["PPO", "PPO, normalised", "DQN", "DQN, normalised"]
 SCRIPT = """
 import hashlib, json
 import numpy as np
@@ -26,15 +27,19 @@ def bits(model, seed):
     return hashlib.sha256(b"".join(x.tobytes() for x in arrays)).hexdigest()
 
 out = {}
-for face, kwargs in ((PPO, dict(n_steps=8, batch_size=8, n_epochs=2)),
-                     (DQN, dict(learning_starts=10, buffer_size=100, batch_size=4, exploration_fraction=0.5))):
+PPO_SMALL = dict(n_steps=8, batch_size=8, n_epochs=2)
+DQN_SMALL = dict(learning_starts=10, buffer_size=100, batch_size=4, exploration_fraction=0.5)
+for name, face, kwargs in (
+    ("PPO", PPO, PPO_SMALL), ("PPO, normalised", PPO, dict(normalize=True, **PPO_SMALL)),
+    ("DQN", DQN, DQN_SMALL), ("DQN, normalised", DQN, dict(normalize=True, **DQN_SMALL)),
+):
     def trained(seed, seeds, seconds):
         fused.SEGMENT_SECONDS = seconds
         model = face("MlpPolicy", "advantage/ProbeEndings-v0", seed=seed, seeds=seeds, n_envs=2,
                      policy_kwargs={"net_arch": [4]}, **kwargs)
         return model.learn(403)
     among = trained(7, 3, 0.4)
-    out[face.__name__] = {
+    out[name] = {
         "among": [bits(among, s) for s in range(3)],
         "alone": [bits(trained(7 + s, 1, 0.4), 0) for s in range(3)],
         "segments": [bits(trained(7, 3, 1e-9), s) for s in range(3)],
@@ -56,7 +61,7 @@ def bits():
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("name", ["PPO", "DQN"])
+@pytest.mark.parametrize("name", CASES)
 def test_a_seed_among_three_is_bit_identical_to_it_alone(bits, name):
     """Two devices, three seeds in two groups, 403 steps (a cut chunk): no bit differs from three runs alone."""
     assert bits["devices"] == 2
@@ -64,7 +69,7 @@ def test_a_seed_among_three_is_bit_identical_to_it_alone(bits, name):
     assert len(set(bits[name]["alone"])) == 3
 
 
-@pytest.mark.parametrize("name", ["PPO", "DQN"])
+@pytest.mark.parametrize("name", CASES)
 def test_segments_lengths_change_no_bit(bits, name):
     """How many updates are compiled into one segment decides nothing."""
     assert bits[name]["segments"] == bits[name]["among"]

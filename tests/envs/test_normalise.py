@@ -11,7 +11,8 @@ import pytest
 import safetensors.numpy
 
 from advantage import DummyVecEnv, VecNormalize, make_vec_env, sync_envs_normalization
-from advantage.envs.normalise import RunningMeanStd, is_normalised, taken_off
+from advantage.envs.normalise import taken_off
+from advantage.envs.running import RunningMeanStd, is_normalised
 
 SB3 = np.load(Path(__file__).parents[1] / "oracles" / "sb3_normalise.npz")
 T, N = SB3["raw/rewards"].shape

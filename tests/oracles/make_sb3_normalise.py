@@ -72,11 +72,10 @@ class Replayed(VecEnv):
     def step_wait(self) -> tuple:
         t, data = self.t, self.data
         self.t += 1
-        infos = [
-            {"terminal_observation": self.seen(data["final_obs"][t, n]), "TimeLimit.truncated": bool(data["truncated"][t, n])}
-            if data["dones"][t, n] else {}
-            for n in range(N)
-        ]  # fmt: skip
+        infos: list[dict[str, Any]] = [{} for _ in range(N)]
+        for n in np.flatnonzero(data["dones"][t]):
+            infos[n] = {"terminal_observation": self.seen(data["final_obs"][t, n])}
+            infos[n]["TimeLimit.truncated"] = bool(data["truncated"][t, n])
         return self.seen(data["obs"][t + 1]), data["rewards"][t].copy(), data["dones"][t].copy(), infos
 
     def get_attr(self, attr_name: str, indices: Any = None) -> list:
@@ -94,7 +93,8 @@ def answers(env: VecNormalize) -> dict[str, np.ndarray]:
 
     def note(obs: Any, rewards: np.ndarray | None, infos: list) -> None:
         plain = obs["a"] if isinstance(obs, dict) else obs
-        values = {"obs": plain, "ret_mean": env.ret_rms.mean, "ret_var": env.ret_rms.var, "ret_count": env.ret_rms.count}
+        ret = env.ret_rms
+        values = {"obs": plain, "ret_mean": ret.mean, "ret_var": ret.var, "ret_count": ret.count}
         if rewards is not None:
             values["rewards"] = rewards
         if env.norm_obs:

@@ -21,7 +21,6 @@ from advantage.equations.moments import Moments, fresh, include, running_returns
 from advantage.equations.normalisation import Normalisation
 from advantage.types import Agent, Chunk, Metrics, Observed, Spec, sanitise
 
-
 Statistics = dict[str, tuple]
 """Mean and variance of observations, by key."""
 

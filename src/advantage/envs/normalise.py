@@ -19,38 +19,12 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from advantage.equations.moments import PRIOR, combined
+from advantage.envs.running import NormalisedArray, RunningMeanStd, check_shapes
 from advantage.equations.normalisation import Normalisation, normalisation
 from advantage.types import Space, Spec
 
 SETTINGS = ("norm_obs", "norm_reward", "clip_obs", "clip_reward", "gamma", "epsilon", "norm_obs_keys")
 SWITCHES = ("training", "norm_reward")
-
-
-class RunningMeanStd:
-    """Mean and variance of what has been seen, in float64, as SB3's of this name."""
-
-    def __init__(self, epsilon: float = PRIOR, shape: tuple[int, ...] = ()):
-        self.mean, self.var, self.count = np.zeros(shape), np.ones(shape), float(epsilon)
-
-    def update(self, arr: np.ndarray) -> None:
-        """See a batch `[N, *shape]`."""
-        arr = np.asarray(arr)
-        self.update_from_moments(*[np.asarray(x, np.float64) for x in (arr.mean(axis=0), arr.var(axis=0))], len(arr))
-
-    def update_from_moments(self, batch_mean: np.ndarray, batch_var: np.ndarray, batch_count: float | int) -> None:
-        """See a batch of which mean, variance and length are known."""
-        mean, var = combined(self.mean, self.var, self.count, batch_mean, batch_var, float(batch_count))
-        self.mean, self.var = np.asarray(mean), np.asarray(var)
-        self.count += batch_count
-
-    def combine(self, other: RunningMeanStd) -> None:
-        """See what another has seen."""
-        self.update_from_moments(other.mean, other.var, other.count)
-
-    def copy(self) -> RunningMeanStd:
-        """A copy of its own."""
-        return copy.deepcopy(self)
 
 
 ObsStatistics = RunningMeanStd | dict[str, RunningMeanStd]
@@ -67,24 +41,6 @@ class Holder(Protocol):
     def write_normaliser(self, **values: Any) -> None:
         """Set some of these."""
         ...
-
-
-class NormalisedArray(np.ndarray):
-    """Observations that are normalised already: `predict` leaves them as they are.
-
-    Views of it (`obs[0]`) are marked too; what is computed from it is a plain array.
-    """
-
-    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, out: Any = (), **kwargs: Any) -> Any:
-        inputs = tuple(x.view(np.ndarray) if isinstance(x, NormalisedArray) else x for x in inputs)
-        if out:
-            kwargs["out"] = tuple(x.view(np.ndarray) if isinstance(x, NormalisedArray) else x for x in out)
-        return getattr(ufunc, method)(*inputs, **kwargs)
-
-
-def is_normalised(obs: Any) -> bool:
-    """Whether observations come from a `VecNormalize`."""
-    return any(isinstance(x, NormalisedArray) for x in (obs.values() if isinstance(obs, Mapping) else (obs,)))
 
 
 class VecNormalize:
@@ -116,10 +72,10 @@ class VecNormalize:
         training: bool = True,
         norm_obs: bool = True,
         norm_reward: bool = True,
-        clip_obs: float | int = 10.0,
-        clip_reward: float | int = 10.0,
-        gamma: float | int = 0.99,
-        epsilon: float | int = 1e-8,
+        clip_obs: int | float = 10.0,
+        clip_reward: int | float = 10.0,
+        gamma: int | float = 0.99,
+        epsilon: int | float = 1e-8,
         norm_obs_keys: Sequence[str] | None = None,
     ):
         settings = normalisation(
@@ -163,7 +119,7 @@ class VecNormalize:
     @obs_rms.setter
     def obs_rms(self, value: ObsStatistics) -> None:
         given = value if isinstance(value, Mapping) else {"obs": value}
-        _check_shapes(given, self.now()["obs_rms"], "obs_rms")
+        check_shapes(given, self.now()["obs_rms"], "obs_rms")
         self._put(obs_rms=dict(given))
 
     @property
@@ -173,7 +129,7 @@ class VecNormalize:
 
     @ret_rms.setter
     def ret_rms(self, value: RunningMeanStd) -> None:
-        _check_shapes({"": value}, {"": RunningMeanStd()}, "ret_rms")
+        check_shapes({"": value}, {"": RunningMeanStd()}, "ret_rms")
         self._put(ret_rms=value)
 
     @property
@@ -333,7 +289,7 @@ class VecNormalize:
             ) from None
         made = cls(venv, training, **settings)
         ret_rms = loaded.pop("")
-        _check_shapes(loaded, made._own["obs_rms"], str(load_path))
+        check_shapes(loaded, made._own["obs_rms"], str(load_path))
         made._own |= {"obs_rms": loaded, "ret_rms": ret_rms, "loaded": True}
         return made
 
@@ -399,25 +355,9 @@ def sync_envs_normalization(env: Any, eval_env: Any) -> None:
     if isinstance(env, VecNormalize) and isinstance(eval_env, VecNormalize):
         now = copy.deepcopy(env.now())
         if eval_env.settings.norm_obs and env.settings.norm_obs:
-            _check_shapes(now["obs_rms"], eval_env.now()["obs_rms"], "sync_envs_normalization")
+            check_shapes(now["obs_rms"], eval_env.now()["obs_rms"], "sync_envs_normalization")
             eval_env._put(obs_rms=now["obs_rms"])
         eval_env._put(ret_rms=now["ret_rms"])
-
-
-def _check_shapes(given: Mapping[str, Any], expected: Mapping[str, RunningMeanStd], what: str) -> None:
-    """Raise `ValueError` unless these are statistics of arrays of these keys and shapes."""
-
-    def shapes(statistics: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-        return {name: np.shape(rms.mean) for name, rms in statistics.items()}
-
-    found, wanted = shapes(given), shapes(expected)
-    if found != wanted:
-        name = next(k for k in {**wanted, **found} if found.get(k) != wanted.get(k))
-        of = f" of {name!r}" if name not in ("", "obs") else ""
-        raise ValueError(
-            f"{what}: statistics{of} have shape {found.get(name, 'none')}, the environment's observations"
-            f" {wanted.get(name, 'none')}: give statistics of the same observation space"
-        )
 
 
 def _keys(arrays: Mapping[str, np.ndarray]) -> list[str]:

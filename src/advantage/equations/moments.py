@@ -106,8 +106,11 @@ def standardised(
     x: Num[Array, "..."], mean: Float[Array, "*shape"], var: Float[Array, "*shape"], epsilon: Scalar, clip: Scalar
 ) -> Float[Array, "..."]:
     """`(x - mean) / sqrt(var + epsilon)` of rows `[..., *shape]`, within `-clip..clip`."""
-    mean, std = (m.reshape((1,) * (x.ndim - m.ndim) + m.shape) for m in (mean, jnp.sqrt(var + epsilon)))
-    return jnp.clip((x.astype(jnp.float32) - mean) / std, -clip, clip)
+    # Left to itself, XLA makes x / sqrt(v) a product with a reciprocal or a reciprocal root, or not, as its passes go:
+    # a seed among others would differ in the last bit from that seed alone. The maximum also prevents a division by 0.
+    scale = 1.0 / jnp.maximum(jnp.sqrt(var + epsilon), jnp.finfo(jnp.float32).tiny)
+    mean, scale = (m.reshape((1,) * (x.ndim - m.ndim) + m.shape) for m in (mean, scale))
+    return jnp.clip((x.astype(jnp.float32) - mean) * scale, -clip, clip)
 
 
 def running_returns(

@@ -32,7 +32,8 @@ class Normalisation:
             return {}
         if space.kind != "dict":
             if self.norm_obs_keys is not None:
-                raise ValueError(f"norm_obs_keys={list(self.norm_obs_keys)} is for Dict observations only: leave it out")
+                keys = list(self.norm_obs_keys)
+                raise ValueError(f"norm_obs_keys={keys} is for Dict observations only: leave it out")
             if space.kind != "box" or space.is_image():
                 found = "pictures" if space.is_image() else f"a {space.kind} space"
                 raise ValueError(f"norm_obs=True needs observations of a Box, not {found}: set norm_obs=False")
