@@ -15,6 +15,7 @@ _HOME = {
     "PPO": "advantage.models",
     "ALGORITHMS": "advantage.models",
     "DummyVecEnv": "advantage.envs.vec_env",
+    "SubprocVecEnv": "advantage.envs.subproc",
     "make_vec_env": "advantage.envs.vec_env",
     "check_env": "advantage.envs.check",
     "PotentialShaping": "advantage.envs.shaping",
@@ -47,6 +48,7 @@ __all__ = ["__version__", *_HOME]
 if TYPE_CHECKING:
     from advantage.envs.check import check_env
     from advantage.envs.shaping import PotentialShaping
+    from advantage.envs.subproc import SubprocVecEnv
     from advantage.envs.vec_env import DummyVecEnv, make_vec_env
     from advantage.envs.wrappers import (
         ActionRepeat,

@@ -16,7 +16,7 @@ import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -90,6 +90,7 @@ def train(
     *,
     total_timesteps: int = 100_000,
     n_envs: int = 1,
+    vec_env: Literal["sync", "async", "native", "envpool"] = "sync",
     seeds: int = 1,
     seed: int = 0,
     settings: Settings = (),
@@ -105,6 +106,7 @@ def train(
         env: CartPole-v1, advantage/CartPole-v1, brax/ant, ...
         total_timesteps: Environment steps of each seed.
         n_envs: Environments side by side, for each seed.
+        vec_env: One after the other, in processes (async), or stepped in one call by Gymnasium or EnvPool.
         seeds: Independent agents trained side by side.
         seed: The first seed; the others follow it.
         settings: Hyper-parameters: numbers, true, none, JSON lists and dicts, or lin_1e-3 (falls to 0).
@@ -119,7 +121,7 @@ def train(
         raise Refusal(f"--total-timesteps {total_timesteps}: has to be at least 1")
     given = _settings([text for group in settings for text in group])
     policy = given.pop("policy", "MlpPolicy")
-    model = face(policy, env, n_envs=n_envs, seeds=seeds, seed=seed, **given)
+    model = face(policy, env, n_envs=n_envs, vec_env=vec_env, seeds=seeds, seed=seed, **given)
     folder = str(out or run_folder("runs", f"{face.__name__}_{_file_name(env)}"))
     formats = dict.fromkeys(["csv", *(["stdout"] if verbose else []), *(name for group in log for name in group)])
     model.set_logger(configure(folder, list(formats)))

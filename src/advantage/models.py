@@ -28,8 +28,8 @@ from advantage.drivers.common import streams
 from advantage.drivers.fused import FusedDriver
 from advantage.drivers.host import HostDriver
 from advantage.envs.jax import is_jax_env
-from advantage.envs.make import host_envs, reserve_threads, resolve_env
-from advantage.envs.vec_env import DummyVecEnv
+from advantage.envs.make import host_envs, is_gymnasium_id, reserve_threads, resolve_env
+from advantage.envs.vec_env import DummyVecEnv, known_kind
 from advantage.envs.vector import to_rows
 from advantage.equations.schedules import Linear, Schedule
 from advantage.memory.replayed import init_memory, replayed_update
@@ -59,8 +59,9 @@ FACE_OPTIONS: dict[str, Any] = {
     "device": "auto",
     "n_envs": 1,
     "seeds": 1,
+    "vec_env": "sync",
 }
-STORED_OPTIONS = ("seed", "verbose", "stats_window_size", "n_envs")
+STORED_OPTIONS = ("seed", "verbose", "stats_window_size", "n_envs", "vec_env")
 # Fields that the face fills from elsewhere: `policy_kwargs`, or the driver.
 HIDDEN_FIELDS = {
     "net_arch", "activation_fn", "ortho_init", "log_std_init", "full_std", "use_expln",
@@ -94,7 +95,7 @@ class Model:
             policy_kwargs=dict(options["policy_kwargs"] or {}), stats_window_size=options["stats_window_size"],
             num_timesteps=0, num_seeds=whole("seeds", options["seeds"]), _env=None, _driver=None, _spec=None,
             _state=None, _logger=None, env_id=None, _acting={}, _stop=0, _predictions=0, _write_log=None, _device=_device(options["device"]),
-            n_envs=whole("n_envs", options["n_envs"]),
+            n_envs=whole("n_envs", options["n_envs"]), vec_env=known_kind(options["vec_env"]),
         )  # fmt: skip
         self._set(_config=None, _schedules={})
         fields = {**network_fields(self.algorithm.Config, self.policy_kwargs), **fields}
@@ -102,7 +103,7 @@ class Model:
         seed = options["seed"]
         self._set(_config=config, _schedules=schedules, seed=None if seed is None else whole("seed", seed, 0))
         if env is not None:
-            self._attach(env, self.n_envs)
+            self._attach(env, self.n_envs, self.vec_env)
 
     # -- training --------------------------------------------------------------------------------
 
@@ -367,14 +368,15 @@ class Model:
         """
         state = self._full_state() if self._spec is not None else None
         # An id or a JAX environment has no number of its own.
-        self._attach(env, self.n_envs if isinstance(env, str) or is_jax_env(env) else 1, state)
+        n_envs = self.n_envs if isinstance(env, str) or is_jax_env(env) else 1
+        self._attach(env, n_envs, self.vec_env if is_gymnasium_id(env) else "sync", state)
 
     def get_env(self) -> Any:
-        """The environments in training: a `DummyVecEnv`, a `gymnasium.vector` or a JAX environment."""
+        """The environments in training: a `DummyVecEnv`, a `SubprocVecEnv`, a `gymnasium.vector` or a JAX environment."""
         return self._env
 
-    def _attach(self, env: Any, n_envs: int, state: PyTree | None = None) -> None:
-        env = resolve_env(env, n_envs)
+    def _attach(self, env: Any, n_envs: int, vec_env: str, state: PyTree | None = None) -> None:
+        env = resolve_env(env, n_envs, vec_env)
         if self.seed is None:
             # SB3 leaves a run without seed to chance; the number drawn is kept, so that it can be repeated.
             given = getattr(env, "first_seed", None)

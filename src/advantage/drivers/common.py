@@ -59,6 +59,8 @@ class Episodes:
         self.unsummed.clear()
         if done is None:
             return
+        if valid is not None:  # an episode that ended in a row that does not count was lost, with its process
+            self.returns[done & ~valid], self.began[done & ~valid] = 0.0, self.rows
         for s, n in zip(*np.nonzero(done if valid is None else done & valid), strict=True):
             self.finished[s].append((self.returns[s, n], self.rows - self.began[s, n]))
             self.totals[s] += 1
