@@ -133,15 +133,15 @@ class Worker:
         Raises:
             EnvironmentFailure: the environments were closed.
         """
-        if not self.end.alive:
-            raise EnvironmentFailure("these environments were closed: make new ones")
         self.settle()
         self.owed = True
         with contextlib.suppress(OSError):  # it has died, and the missing answer will say so
             self.connection.send_bytes(message)
 
     def settle(self) -> None:
-        """Wait for the answer to a call that was interrupted."""
+        """Wait for the answer to a call that was interrupted; raises as `post`."""
+        if not self.end.alive:
+            raise EnvironmentFailure("these environments were closed: make new ones")
         if self.owed and not self.torn:
             with contextlib.suppress(WorkerDied, WorkerFault):
                 self.answer()
