@@ -358,7 +358,7 @@ def _count_episodes(
                 counted.successes.append(float("nan") if success is None else float(success))
                 counted.places.append(i)
                 counts[i] += 1
-        over = step.terminated | step.truncated  # also what was lost with its process, and is no episode
+        over = dones | step.observed.is_first  # also what was lost with its process, and is no episode
         running, steps = np.where(over, 0.0, running), np.where(over, 0, steps)
         if render:
             play.host.view.render()
