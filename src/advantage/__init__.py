@@ -15,6 +15,7 @@ _HOME = {
     "PPO": "advantage.models",
     "ALGORITHMS": "advantage.models",
     "DummyVecEnv": "advantage.envs.vec_env",
+    "SubprocVecEnv": "advantage.envs.subproc",
     "make_vec_env": "advantage.envs.vec_env",
     "VecNormalize": "advantage.envs.normalise",
     "sync_envs_normalization": "advantage.envs.normalise",
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from advantage.envs.check import check_env
     from advantage.envs.normalise import VecNormalize, sync_envs_normalization
     from advantage.envs.shaping import PotentialShaping
+    from advantage.envs.subproc import SubprocVecEnv
     from advantage.envs.vec_env import DummyVecEnv, make_vec_env
     from advantage.envs.wrappers import (
         ActionRepeat,

@@ -17,7 +17,7 @@ import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -92,6 +92,7 @@ def train(
     *,
     total_timesteps: int | None = None,
     n_envs: int | None = None,
+    vec_env: Literal["sync", "async", "native", "envpool"] = "sync",
     seeds: int = 1,
     seed: int = 0,
     normalize: bool = False,
@@ -113,6 +114,7 @@ def train(
         env: CartPole-v1, advantage/CartPole-v1, brax/ant, ...
         total_timesteps: Environment steps of each seed; the preset's or 100,000 by default.
         n_envs: Environments side by side, for each seed; the preset's or 1 by default.
+        vec_env: One after the other, in processes (async), or stepped in one call by Gymnasium or EnvPool.
         seeds: Independent agents trained side by side.
         seed: The first seed; the others follow it.
         normalize: Normalise observations and rewards by running statistics.
@@ -138,6 +140,7 @@ def train(
     if normalize:  # else as --set normalize=... says, if it does
         given.setdefault("normalize", True)
     given |= {} if n_envs is None else {"n_envs": n_envs}
+    given |= {} if vec_env == "sync" else {"vec_env": vec_env}
     preset = None if no_preset else find_preset(face.__name__, env)
     total_timesteps = total_timesteps or (preset.total_timesteps if preset else 100_000)
     model = _made(face, env, preset, given, seeds=seeds, seed=seed)

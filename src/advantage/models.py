@@ -32,10 +32,10 @@ from advantage.drivers.common import streams
 from advantage.drivers.fused import FusedDriver
 from advantage.drivers.host import HostDriver
 from advantage.envs.jax import is_jax_env
-from advantage.envs.make import host_envs, reserve_threads, resolve_env
+from advantage.envs.make import host_envs, is_gymnasium_id, reserve_threads, resolve_env
 from advantage.envs.normalise import VecNormalize, taken_off
 from advantage.envs.running import is_normalised
-from advantage.envs.vec_env import DummyVecEnv
+from advantage.envs.vec_env import DummyVecEnv, known_kind
 from advantage.envs.vector import to_rows
 from advantage.equations.schedules import Linear, Schedule
 from advantage.memory.replayed import drawn, init_memory, replayed_update
@@ -78,8 +78,9 @@ FACE_OPTIONS: dict[str, Any] = {
     "n_envs": 1,
     "seeds": 1,
     "normalize": False,
+    "vec_env": "sync",
 }
-STORED_OPTIONS = ("seed", "verbose", "stats_window_size", "n_envs")
+STORED_OPTIONS = ("seed", "verbose", "stats_window_size", "n_envs", "vec_env")
 # Fields that the face fills from elsewhere: `policy_kwargs`, or the driver.
 HIDDEN_FIELDS = {
     "net_arch", "activation_fn", "ortho_init", "log_std_init", "full_std", "use_expln",
@@ -118,6 +119,7 @@ class Model:
             _state=None, _logger=None, _given_logger=None, _run=None, _run_id=None, _resumed=None, env_id=None,
             _acting={}, _stop=0, _predictions=0, _write_log=None, _device=_device(options["device"]),
             n_envs=whole("n_envs", options["n_envs"]), _wrapper=None,
+            vec_env=known_kind(options["vec_env"]), _env_plain=True,
             algorithm=composed(self.algorithm, options["normalize"]),
         )  # fmt: skip
         self._set(_config=None, _schedules={})
@@ -126,7 +128,7 @@ class Model:
         seed = options["seed"]
         self._set(_config=config, _schedules=schedules, seed=None if seed is None else whole("seed", seed, 0))
         if env is not None:
-            self._attach(env, self.n_envs)
+            self._attach(env, self.n_envs, self.vec_env)
 
     # -- training --------------------------------------------------------------------------------
 
@@ -379,7 +381,7 @@ class Model:
             "observation_space": _plain_space(self._require_spec().observation),
             "action_space": _plain_space(self._spec.action),
             "env_id": self.env_id,
-            "env_plain": self._env is None or env_is_plain(self._env),
+            "env_plain": self._env_plain,
             "counters": {"num_timesteps": self.num_timesteps, "stop": self._stop, "seeds": self.num_seeds},
             "options": {name: getattr(self, name) for name in STORED_OPTIONS},
             "normalize": self.normalize,
@@ -483,16 +485,17 @@ class Model:
         """
         state = self._full_state() if self._spec is not None else None
         # An id or a JAX environment has no number of its own.
-        self._attach(env, self.n_envs if isinstance(env, str) or is_jax_env(env) else 1, state)
+        n_envs = self.n_envs if isinstance(env, str) or is_jax_env(env) else 1
+        self._attach(env, n_envs, self.vec_env if is_gymnasium_id(env) else "sync", state)
 
     def get_env(self) -> Any:
-        """The environments in training: a `DummyVecEnv`, a `gymnasium.vector` or a JAX environment, or the
-        `VecNormalize` that was given around them."""
+        """The environments in training: a `DummyVecEnv`, a `SubprocVecEnv`, a `gymnasium.vector` or a JAX environment,
+        or the `VecNormalize` that was given around them."""
         return self._env if self._wrapper is None else self._wrapper
 
-    def _attach(self, env: Any, n_envs: int, state: PyTree | None = None) -> None:
+    def _attach(self, env: Any, n_envs: int, vec_env: str, state: PyTree | None = None) -> None:
         env, wrapper = taken_off(env)
-        env = resolve_env(env, n_envs)
+        env = resolve_env(env, n_envs, vec_env)
         if self.seed is None:
             # SB3 leaves a run without seed to chance; the number drawn is kept, so that it can be repeated.
             given = getattr(env, "first_seed", None)
@@ -516,7 +519,7 @@ class Model:
             if one is not None:
                 one.attach(holder)
         self._set(
-            _env=env, _driver=driver, _spec=spec, n_envs=count, env_id=_env_id(env), _acting={}, _wrapper=wrapper,
+            _env=env, _driver=driver, _spec=spec, n_envs=count, env_id=_env_id(env), _env_plain=env_is_plain(env), _acting={}, _wrapper=wrapper,
             algorithm=algorithm,
         )  # fmt: skip
         if state is not None:

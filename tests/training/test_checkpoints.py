@@ -93,6 +93,7 @@ RUNS = {
     "DQN, Gymnasium, mid-chunk": (DQN, "CartPole-v1", OFF, 200, 103),
     "DQN, Gymnasium, 2 seeds": (DQN, "CartPole-v1", {**OFF, "n_envs": 2, "seeds": 2, "n_steps": 3}, 200, 104),
     "DQN, whole episodes": (DQN, "CartPole-v1", {**OFF, "train_freq": (2, "episode")}, 200, 101),
+    "PPO, in processes": (PPO, "CartPole-v1", {**ON, "n_envs": 2, "vec_env": "async"}, 128, 74),
     "PPO, normalised": (PPO, "Pendulum-v1", {**ON, "n_envs": 2, "seeds": 2, "normalize": True}, 128, 74),
     "DQN, normalised, JAX": (DQN, "advantage/CartPole-v1", {**OFF, "normalize": True}, 200, 100),
     "PPO, JAX": (PPO, "advantage/CartPole-v1", {**ON, "n_envs": 2}, 256, 128),

@@ -47,16 +47,24 @@ class Episodes:
         self.unsummed.clear()
         self.returns[:], self.began[:] = 0.0, self.rows
 
-    def count(self, reward: np.ndarray, valid: np.ndarray | None, done: np.ndarray | None) -> None:
-        """Add a row `[S, N]`; `valid` is None where all count, `done` where none ended."""
+    def count(
+        self, reward: np.ndarray, valid: np.ndarray | None, done: np.ndarray | None, begun: np.ndarray | None = None
+    ) -> None:
+        """Add a row `[S, N]`; `valid` is None where all count, `done` where none ended.
+
+        `begun` says where an episode begins after the row: if the row does not count, what went on is lost.
+        """
         self.rows += 1
+        lost = None if valid is None or begun is None else begun & ~valid
         if valid is not None:
             self.began += ~valid
         self.unsummed.append(reward.copy() if valid is None else np.where(valid, reward, 0.0))
-        if done is None and len(self.unsummed) < UNSUMMED:
+        if done is None and lost is None and len(self.unsummed) < UNSUMMED:
             return
         self.returns += np.sum(self.unsummed, axis=0, dtype=np.float64)
         self.unsummed.clear()
+        if lost is not None:
+            self.returns[lost], self.began[lost] = 0.0, self.rows
         if done is None:
             return
         for s, n in zip(*np.nonzero(done if valid is None else done & valid), strict=True):

@@ -6,7 +6,7 @@ that is made alike, is given the same agents and then this goes on with the same
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +17,8 @@ from jaxtyping import PyTree
 from advantage.drivers.common import environment_seeds
 from advantage.drivers.fused import FusedDriver
 from advantage.drivers.host import HostDriver, Rows
-from advantage.envs import recorder
+from advantage.envs.recorder import Snapshot
+from advantage.envs.vector import HostEnvs, to_rows
 from advantage.types import Observed
 
 Driver = HostDriver | FusedDriver
@@ -132,7 +133,7 @@ def _keep_host(driver: HostDriver) -> tuple[dict[str, np.ndarray], dict[str, Any
     }  # fmt: skip
     if observed is not None:
         arrays |= named("observed", observed._asdict())
-        taken = recorder.snapshots(driver.envs)
+        taken = _snapshots(driver.envs)
         plain["envs"] = [one if isinstance(one, str) else one.plain for one in taken]
         for i, one in enumerate(taken):
             arrays |= {} if isinstance(one, str) else {f"env{i}.{name}": x for name, x in one.arrays.items()}
@@ -191,15 +192,47 @@ def _restore_envs(driver: HostDriver, arrays: Mapping[str, np.ndarray], plain: M
         driver.spec.observation.zeros(seeds), np.zeros(seeds, bool), arrays[masked[0]] if masked else None
     )
     driver._observed = Observed(**tree(like._asdict(), arrays, "observed"))
-    taken: list[recorder.Snapshot | str] = []
+    taken: list[Snapshot | str] = []
     for i, one in enumerate(plain["envs"]):
         prefix = f"env{i}."
         own = {name.removeprefix(prefix): x for name, x in arrays.items() if name.startswith(prefix)}
-        taken.append(one if isinstance(one, str) else recorder.Snapshot(one, own))
-    wrong = recorder.restore(envs, taken, driver._observed)
+        taken.append(one if isinstance(one, str) else Snapshot(one, own))
+    wrong = _restored(envs, taken, driver._observed)
     if wrong:
         # Random streams of their own: those of the start would bring the first episodes once more.
         fresh = [environment_seeds(hash((s, driver._least)) & 0x7FFFFFFF, driver.num_envs) for s in driver.seeds]
         envs.reset(np.stack(fresh))
         driver._uncounted, driver._first_reset = True, False
+    return wrong
+
+
+def _snapshots(envs: HostEnvs) -> list[Snapshot | str]:
+    """Where each environment is, in the order of seeds and environments, or why nobody can say."""
+    if not hasattr(envs, "call_each"):
+        return ["natively vectorised environments show no state of theirs"]
+    try:
+        return envs.call_each("snapshot")
+    except AttributeError:
+        return ["nothing has recorded it"]
+
+
+def _restored(envs: HostEnvs, taken: Sequence[Snapshot | str], observed: Observed) -> list[str]:
+    """Bring environments to where snapshots were taken and `observed [S, N]` was seen.
+
+    Answers what could not be done, an empty list where all are in place. Where it is not empty some are and
+    some are not: begin new episodes everywhere.
+    """
+    unknown = [reason for reason in taken if isinstance(reason, str)]
+    if unknown or not hasattr(envs, "call_each"):
+        return unknown or ["natively vectorised environments cannot be set to a place"]
+    wrong = []
+    for i, (obs, reason) in enumerate(envs.call_each("restore", [(one,) for one in taken])):
+        if reason is None and obs is not None:
+            rows = jax.tree.leaves(to_rows(envs.spec.observation, obs))
+            place = divmod(i, envs.num_envs)
+            if not all(np.array_equal(x[place], y, equal_nan=x.dtype.kind == "f")
+                       for x, y in zip(jax.tree.leaves(observed.obs), rows, strict=True)):  # fmt: skip
+                reason = "it shows another observation than the recorded one"
+        if reason is not None:
+            wrong.append(f"env {i % envs.num_envs}: {reason}")
     return wrong

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, PyTree, Shaped
 
+from advantage.envs.single import silence_passive_checker
 from advantage.types import Chunk, Space
 
 _STEPS = 3
@@ -39,7 +40,7 @@ def check_env(env: Any) -> None:
         InvalidEnvironment: the first fault found, in one line.
     """
     _check_object(env)
-    _silence_passive_checker(env)
+    silence_passive_checker(env)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if isinstance(env, gymnasium.vector.VectorEnv):
@@ -388,16 +389,6 @@ def _check_unpacked(method: str, said: str, values: int, error: ValueError) -> N
             raise fault from error
     names = "(obs, info)" if method == "reset" else "(obs, reward, terminated, truncated, info)"
     raise InvalidEnvironment(f"{method}() did not return {values} values ({said}): return {names}") from error
-
-
-def _silence_passive_checker(env: Any) -> None:
-    """Mark Gymnasium's passive checker, which `gymnasium.make` adds, as done: it would speak first."""
-    while isinstance(env, gymnasium.Wrapper):
-        if isinstance(env, gymnasium.wrappers.PassiveEnvChecker):
-            # The last of these came with Gymnasium 1.4.
-            for check in ("checked_reset", "checked_step", "checked_data_reuse"):
-                setattr(env, check, True)
-        env = env.env
 
 
 def _of_package(obj: Any, package: str) -> bool:

@@ -2,44 +2,60 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 from typing import Any
 
 import gymnasium
 
 from advantage import platform
+from advantage.envs.async_envs import RemoteEnv
 from advantage.envs.check import check_env
 from advantage.envs.jax import is_jax_env, is_ours, make_jax
+from advantage.envs.native import EnvPool
 from advantage.envs.recorder import recorded
-from advantage.envs.vec_env import DummyVecEnv
+from advantage.envs.single import make_gymnasium
+from advantage.envs.subproc import SubprocVecEnv
+from advantage.envs.vec_env import DummyVecEnv, make_at_once
 from advantage.envs.vector import HostEnvs, SyncEnvs, VectorEnvs
 
 JAX_PREFIXES = ("advantage/", "gymnax/", "brax/")
 
 
-def resolve_env(env: Any, n_envs: int) -> Any:
-    """An id becomes a JAX environment or a `DummyVecEnv`; a Gymnasium env a `DummyVecEnv` of one; others stay.
+def resolve_env(env: Any, n_envs: int, vec_env: str = "sync") -> Any:
+    """An id becomes a JAX environment or one of `vec_env`'s kind; a Gymnasium env a `DummyVecEnv` of one; others stay.
 
     Raises:
-        ValueError: an unknown id, or `n_envs` beside an environment that already has its number.
+        ValueError: an unknown id, or `n_envs` or `vec_env` beside an environment that already has its own.
         InvalidEnvironment: the environment cannot be trained on; the message says what to mend.
     """
-    if isinstance(env, str) and env.startswith(JAX_PREFIXES):
-        return make_jax(env)
-    if is_jax_env(env):
-        return env
-    if n_envs != 1 and not isinstance(env, str):
+    if is_jax_env(env) or (isinstance(env, str) and env.startswith(JAX_PREFIXES)):
+        if vec_env != "sync":
+            raise ValueError(f"vec_env={vec_env!r} is for Gymnasium's ids; JAX environments are compiled: leave it out")
+        return make_jax(env) if isinstance(env, str) else env
+    if not isinstance(env, str) and (n_envs != 1 or vec_env != "sync"):
+        given = f"n_envs={n_envs}" if n_envs != 1 else f"vec_env={vec_env!r}"
         raise ValueError(
-            f"n_envs={n_envs} needs env as an id such as 'CartPole-v1'; this env is a {type(env).__name__}:"
-            " use make_vec_env(..., n_envs=...)"
+            f"{given} needs env as an id such as 'CartPole-v1'; this env is a {type(env).__name__}:"
+            f" use make_vec_env(..., n_envs={n_envs}, vec_env={vec_env!r}), which also takes functions"
         )
     if isinstance(env, str):
-        env = DummyVecEnv([functools.partial(make_gymnasium, env)] * n_envs)
+        make = functools.partial(make_gymnasium, env)
+        if vec_env in ("native", "envpool"):
+            env = make_at_once(vec_env, env, n_envs)
+        else:
+            env = (SubprocVecEnv if vec_env == "async" else DummyVecEnv)([make] * n_envs)
     elif isinstance(env, gymnasium.Env):
         env = _wrap(env)
-    check_env(env.envs[0] if isinstance(env, DummyVecEnv) else env)
+    if isinstance(env, SubprocVecEnv):
+        check_env(RemoteEnv(env.host))
+    else:
+        check_env(env.envs[0] if isinstance(env, DummyVecEnv) else env)
     return env
+
+
+def is_gymnasium_id(env: Any) -> bool:
+    """Whether `env` is an id of Gymnasium's, or of what steps its kind of environments."""
+    return isinstance(env, str) and not env.startswith(JAX_PREFIXES)
 
 
 def reserve_threads(env: Any) -> None:
@@ -47,24 +63,6 @@ def reserve_threads(env: Any) -> None:
     adapted = isinstance(env, str) and env.startswith(JAX_PREFIXES[1:])
     if adapted or (is_jax_env(env) and not is_ours(env)):
         platform.spare_threads()
-
-
-def make_gymnasium(env_id: str, **kwargs: Any) -> gymnasium.Env:
-    """`gymnasium.make` whose errors name what to do; its per-step checker is left out, ours runs once.
-
-    Raises:
-        ValueError: no such id.
-        ImportError: the environment needs a package that is not installed.
-    """
-    try:
-        return gymnasium.make(env_id, disable_env_checker=True, **kwargs)
-    except gymnasium.error.DependencyNotInstalled as error:
-        raise ImportError(f"env {env_id!r} needs a package that is not installed: {error}") from None
-    except gymnasium.error.Error as error:
-        near = difflib.get_close_matches(env_id, gymnasium.registry, n=3, cutoff=0.5)
-        hint = f"did you mean {', '.join(near)}?" if near else "see gymnasium.pprint_registry()"
-        said = str(error).replace("\n", " ")
-        raise ValueError(f"env {env_id!r} cannot be made: {hint} ({said})") from None
 
 
 def host_envs(env: Any, num_seeds: int) -> HostEnvs:
@@ -76,6 +74,8 @@ def host_envs(env: Any, num_seeds: int) -> HostEnvs:
     if isinstance(env, gymnasium.vector.VectorEnv):
         copies = [_vector_copy(env) for _ in range(num_seeds - 1)]
         return VectorEnvs([env, *copies])
+    if isinstance(env, SubprocVecEnv):
+        return env.for_seeds(num_seeds)
     copies = [[make() for make in env.env_fns] for _ in range(num_seeds - 1)]
     return SyncEnvs([[recorded(one) for one in group] for group in (env.envs, *copies)])
 
@@ -103,6 +103,8 @@ def _copy(env: gymnasium.Env) -> gymnasium.Env:
 
 
 def _vector_copy(env: gymnasium.vector.VectorEnv) -> gymnasium.vector.VectorEnv:
+    if isinstance(env, EnvPool):
+        return env.copy()
     if env.spec is None:
         raise ValueError(
             f"seeds > 1 needs copies of env, and this {type(env).__name__} was not made by gymnasium.make_vec:"

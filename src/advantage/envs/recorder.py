@@ -2,20 +2,17 @@
 
 An environment cannot be copied into a file. But what it does follows from the state of its random generator
 before a reset and from the actions since: a copy that is told the same does the same. An environment may offer
-`get_state() -> {name: array or number}` and `set_state(state)` instead, which costs no repetition.
+`get_state() -> {name: array or number}` and `set_state(state)` instead, which costs no repetition. Imports no JAX:
+worker processes use it too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import gymnasium
-import jax
 import numpy as np
-
-from advantage.envs.vector import HostEnvs, to_rows
-from advantage.types import Observed
 
 MOST_STEPS = 100_000
 """Steps of an episode up to which it is noted: repeating more would take too long."""
@@ -99,36 +96,18 @@ def recorded(env: Any) -> Any:
     return Recorder(env) if isinstance(env, gymnasium.Env) else env
 
 
-def snapshots(envs: HostEnvs) -> list[Snapshot | str]:
-    """Where each environment is, in the order of seeds and environments, or why nobody can say."""
-    if not hasattr(envs, "call_each"):
-        return ["natively vectorised environments show no state of theirs"]
-    try:
-        return envs.call_each("snapshot")
-    except AttributeError:
-        return ["nothing has recorded it"]
-
-
-def restore(envs: HostEnvs, taken: Sequence[Snapshot | str], observed: Observed) -> list[str]:
-    """Bring environments to where snapshots were taken and `observed [S, N]` was seen.
-
-    Answers what could not be done, an empty list where all are in place. Where it is not empty some are and
-    some are not: begin new episodes everywhere.
-    """
-    unknown = [reason for reason in taken if isinstance(reason, str)]
-    if unknown or not hasattr(envs, "call_each"):
-        return unknown or ["natively vectorised environments cannot be set to a place"]
-    wrong = []
-    for i, (obs, reason) in enumerate(envs.call_each("restore", [(one,) for one in taken])):
-        if reason is None and obs is not None:
-            rows = jax.tree.leaves(to_rows(envs.spec.observation, obs))
-            place = divmod(i, envs.num_envs)
-            if not all(np.array_equal(x[place], y, equal_nan=x.dtype.kind == "f")
-                       for x, y in zip(jax.tree.leaves(observed.obs), rows, strict=True)):  # fmt: skip
-                reason = "it shows another observation than the recorded one"
-        if reason is not None:
-            wrong.append(f"env {i % envs.num_envs}: {reason}")
-    return wrong
+def is_plain(env: Any) -> bool:
+    """Whether an id alone makes this environment again: no wrappers or arguments of the user's."""
+    spec = getattr(env, "spec", None)
+    if not hasattr(spec, "additional_wrappers"):
+        return False
+    # What `gymnasium.make` puts around an environment itself, each once; the recorder is ours.
+    usual = ["TimeLimit", "OrderEnforcing", "PassiveEnvChecker", "Recorder"]
+    for layer in reversed(_layers(env)[1:]):
+        if type(layer).__name__ not in usual:
+            return False
+        usual.remove(type(layer).__name__)
+    return not spec.additional_wrappers and spec.kwargs.keys() <= {"render_mode"}
 
 
 def _layers(env: gymnasium.Env) -> list[gymnasium.Env]:

@@ -5,12 +5,16 @@ A thin view: training steps the environments inside it directly, at the speed of
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import gymnasium
 import numpy as np
 
+from advantage.envs.native import EnvPool, make_native
+from advantage.envs.single import is_wrapped, make_wrapped
+from advantage.envs.subproc import SubprocVecEnv
 from advantage.envs.vector import Writer
 from advantage.types import Space
 
@@ -103,7 +107,7 @@ class DummyVecEnv:
 
     def env_is_wrapped(self, wrapper_class: type, indices: Any = None) -> list[bool]:
         """Whether each environment has a wrapper of this class."""
-        return [_is_wrapped(env, wrapper_class) for env in self._chosen(indices)]
+        return [is_wrapped(env, wrapper_class) for env in self._chosen(indices)]
 
     def _chosen(self, indices: Any) -> list[gymnasium.Env]:
         if indices is None:
@@ -116,6 +120,9 @@ class DummyVecEnv:
         return self
 
 
+VECTOR_KINDS = ("sync", "async", "native", "envpool")
+
+
 def make_vec_env(
     env_id: str | Callable[..., gymnasium.Env],
     n_envs: int = 1,
@@ -124,8 +131,10 @@ def make_vec_env(
     wrapper_class: Callable[..., gymnasium.Env] | None = None,
     env_kwargs: dict[str, Any] | None = None,
     wrapper_kwargs: dict[str, Any] | None = None,
-    vec_env_cls: type[DummyVecEnv] | None = None,
-) -> DummyVecEnv:
+    vec_env_cls: type[DummyVecEnv] | type[SubprocVecEnv] | None = None,
+    vec_env_kwargs: dict[str, Any] | None = None,
+    vec_env: str = "sync",
+) -> DummyVecEnv | SubprocVecEnv | gymnasium.vector.VectorEnv:
     """`n_envs` copies of an environment as one vector environment, as SB3's function of this name.
 
     Args:
@@ -134,28 +143,42 @@ def make_vec_env(
         seed: environment i starts from `seed + i`.
         wrapper_class: wraps each environment, called with it and `wrapper_kwargs`.
         env_kwargs: passed to the id's or function's constructor.
-        vec_env_cls: the class of the result.
+        vec_env_cls: the class of the result, instead of `vec_env`.
+        vec_env_kwargs: passed to it.
+        vec_env: `"sync"`: one after the other in this process (`DummyVecEnv`). `"async"`: in worker processes
+            (`SubprocVecEnv`). `"native"`: the id's own vectorised form in Gymnasium. `"envpool"`: the id's task in
+            EnvPool. The last two give a `gymnasium.vector.VectorEnv`.
 
     Raises:
-        ValueError: `n_envs` is not positive.
+        ValueError: `n_envs` is not positive, or what is given does not go with the kind of `vec_env`.
+        ImportError: EnvPool is not installed.
     """
     if n_envs < 1:
         raise ValueError(f"n_envs={n_envs} has to be at least 1")
-
-    def make() -> gymnasium.Env:
-        kwargs = env_kwargs or {}
-        env = gymnasium.make(env_id, **kwargs) if isinstance(env_id, str) else env_id(**kwargs)
-        return env if wrapper_class is None else wrapper_class(env, **(wrapper_kwargs or {}))
-
-    venv = (vec_env_cls or DummyVecEnv)([make] * n_envs)
+    known_kind(vec_env)
+    if vec_env_cls is not None and vec_env != "sync":
+        raise ValueError(f"vec_env_cls={vec_env_cls.__name__} and vec_env={vec_env!r} both choose: give one of them")
+    if vec_env in ("native", "envpool"):
+        if not isinstance(env_id, str) or wrapper_class is not None:
+            given = "env_id is a function" if not isinstance(env_id, str) else "wrapper_class wraps single environments"
+            raise ValueError(f"vec_env={vec_env!r} steps all copies of an id in one call, and {given}: use 'sync' or 'async'")
+        made = make_at_once(vec_env, env_id, n_envs, **(env_kwargs or {}), **(vec_env_kwargs or {}))
+        made.first_seed = seed
+        return made
+    make = functools.partial(make_wrapped, env_id, env_kwargs or {}, wrapper_class, wrapper_kwargs or {})
+    kind = vec_env_cls or (SubprocVecEnv if vec_env == "async" else DummyVecEnv)
+    venv = kind([make] * n_envs, **(vec_env_kwargs or {}))
     venv.seed(seed)
     return venv
 
 
-def _is_wrapped(env: gymnasium.Env, wrapper_class: type) -> bool:
-    while True:
-        if isinstance(env, wrapper_class):
-            return True
-        if not isinstance(env, gymnasium.Wrapper):
-            return False
-        env = env.env
+def known_kind(vec_env: Any) -> str:
+    """`vec_env`; raises `ValueError` unless this is a kind of vector environment."""
+    if vec_env not in VECTOR_KINDS:
+        raise ValueError(f"vec_env={vec_env!r} is not known: choose from {', '.join(VECTOR_KINDS)}")
+    return vec_env
+
+
+def make_at_once(vec_env: str, env_id: str, n_envs: int, **kwargs: Any) -> gymnasium.vector.VectorEnv:
+    """The kinds that step all copies in one call; see `envs.native`."""
+    return make_native(env_id, n_envs, **kwargs) if vec_env == "native" else EnvPool(env_id, n_envs, **kwargs)

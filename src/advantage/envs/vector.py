@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from advantage.envs.single import call_method, has_masks
 from advantage.types import Observed, Space, Spec, TimeStep
 
 
@@ -58,7 +59,7 @@ class SyncEnvs:
         self.steps = [env.step for env in self.envs]
         self.observations = Writer(self.spec.observation, (self.num_seeds, self.num_envs))
         choices = self.spec.action.kind in ("discrete", "multi_discrete")
-        self.masked = choices and all(_has_masks(env) for env in self.envs)
+        self.masked = choices and all(has_masks(env) for env in self.envs)
         self.infos: Sequence[dict[str, Any]] = ()  # of the last step, one per environment
         self.shape = (self.num_seeds, self.num_envs)
         self.none = np.zeros(self.shape, bool)  # shared by all steps in which no episode ended
@@ -118,10 +119,18 @@ class SyncEnvs:
                 return f"{self._name(i)} answered {answer!r} to step"
         return "an answer to step cannot be used"
 
-    def call_each(self, name: str, arguments: Sequence[tuple] | None = None) -> list[Any]:
-        """Call a method of every environment, each with arguments of its own, and answer in their order."""
-        arguments = [()] * len(self.envs) if arguments is None else arguments
-        return [env.get_wrapper_attr(name)(*given) for env, given in zip(self.envs, arguments, strict=True)]
+    def each(
+        self, function: Callable[..., Any], arguments: Sequence[tuple] | None = None, places: Sequence[int] | None = None
+    ) -> list[Any]:
+        """`function(env, *arguments[k])` of every environment, or of those in `places`."""
+        places = range(len(self.envs)) if places is None else places
+        arguments = [()] * len(places) if arguments is None else arguments
+        return [function(self.envs[i], *given) for i, given in zip(places, arguments, strict=True)]
+
+    def call_each(self, name: str, per_env_args: Sequence[tuple] | None = None) -> list[Any]:
+        """Call a method of every environment, found through its wrappers, each with its own arguments."""
+        per_env_args = [()] * len(self.envs) if per_env_args is None else per_env_args
+        return self.each(call_method, [(name, tuple(args), {}) for args in per_env_args])
 
     def close(self) -> None:
         for env in self.envs:
@@ -134,8 +143,7 @@ class SyncEnvs:
         return np.stack(masks).reshape(*self.shape, -1)
 
     def _name(self, i: int) -> str:
-        seed, env = divmod(i, self.num_envs)
-        return f"env {env}" + (f" of seed index {seed}" if self.num_seeds > 1 else "")
+        return env_name(i, self.num_seeds, self.num_envs)
 
 
 class VectorEnvs:
@@ -275,8 +283,10 @@ def _each(function: Callable[[np.ndarray], np.ndarray], rows: PyTree) -> PyTree:
     return function(rows) if isinstance(rows, np.ndarray) else jax.tree.map(function, rows)
 
 
-def _has_masks(env: gymnasium.Env) -> bool:
-    return isinstance(env, gymnasium.Env) and env.has_wrapper_attr("action_masks")
+def env_name(place: int, num_seeds: int, num_envs: int) -> str:
+    """What an environment is called in an error: `place` counts all seeds' environments."""
+    seed, env = divmod(place, num_envs)
+    return f"env {env}" + (f" of seed index {seed}" if num_seeds > 1 else "")
 
 
 def _said(error: Exception) -> str:

@@ -19,9 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from advantage.envs.async_envs import AsyncEnvs
 from advantage.envs.jax import JaxEnv, is_jax_env, make_jax, reset_envs, step_envs
 from advantage.envs.make import JAX_PREFIXES, make_gymnasium, reserve_threads
+from advantage.envs.native import EnvPool
 from advantage.envs.normalise import taken_off
+from advantage.envs.single import WrapperFacts, wrapper_facts
+from advantage.envs.subproc import SubprocVecEnv
 from advantage.envs.vec_env import DummyVecEnv
 from advantage.envs.vector import HostEnvs, SyncEnvs, VectorEnvs
 from advantage.types import Observed, Spec, TimeStep
@@ -59,8 +63,8 @@ def evaluate_policy(
 
     Args:
         model: anything with `predict(obs, state=..., episode_start=..., deterministic=...)`.
-        env: an id, a Gymnasium environment, a `DummyVecEnv` (in a `VecNormalize` too), a `gymnasium.vector` or a
-            JAX environment.
+        env: an id, a Gymnasium environment, a `DummyVecEnv` or `SubprocVecEnv` (in a `VecNormalize` too), a
+            `gymnasium.vector` or a JAX environment.
         n_eval_episodes: episodes in all.
         deterministic: the best action instead of a sampled one.
         render: call the environment's `render()` after every step.
@@ -172,7 +176,7 @@ def spec_to_evaluate(env: Any) -> Spec:
         return env.spec
     if isinstance(env, gymnasium.vector.VectorEnv):
         return Spec.from_gymnasium(env.single_observation_space, env.single_action_space)
-    if isinstance(env, gymnasium.Env | DummyVecEnv):
+    if isinstance(env, gymnasium.Env | DummyVecEnv | SubprocVecEnv):
         return Spec.from_gymnasium(env.observation_space, env.action_space)
     raise _no_environment(env)
 
@@ -269,8 +273,8 @@ def _host(model: Any, env: Any, episodes: int, seed: int | None) -> Iterator[_Ho
     elif _in_training(model, env):
         env = made = _copied(env)
     pending = None
-    if isinstance(env, DummyVecEnv):
-        envs: Any = SyncEnvs([env.envs])
+    if isinstance(env, DummyVecEnv | SubprocVecEnv):
+        envs: Any = SyncEnvs([env.envs]) if isinstance(env, DummyVecEnv) else env.host
         if env._seeds[0] is not None:  # the caller's `env.seed(...)` holds for the next reset
             pending = np.asarray([env._seeds])
             env._seeds = [None] * env.num_envs
@@ -295,7 +299,7 @@ def _host(model: Any, env: Any, episodes: int, seed: int | None) -> Iterator[_Ho
 def _no_environment(env: Any) -> TypeError:
     return TypeError(
         f"env is a {type(env).__name__}: give an id, a gymnasium.Env, a DummyVecEnv, a"
-        " gymnasium.vector.VectorEnv or a JAX environment"
+        " SubprocVecEnv, a gymnasium.vector.VectorEnv or a JAX environment"
     )
 
 
@@ -338,7 +342,7 @@ def _count_episodes(
     count, envs = play.host.envs.num_envs, play.host.envs
     targets = (episodes + np.arange(count)) // count
     counts, running, steps = np.zeros(count, int), np.zeros(count), np.zeros(count, int)
-    recorded = isinstance(envs, SyncEnvs) and all(_keeps_statistics(env) for env in envs.envs)
+    recorded = isinstance(envs, SyncEnvs | AsyncEnvs) and all(map(_keeps_statistics, envs.each(wrapper_facts)))
     counted = _Counted([], [], [], [])
     while (counts < targets).any():
         before = play.observed
@@ -358,7 +362,8 @@ def _count_episodes(
                 counted.successes.append(float("nan") if success is None else float(success))
                 counted.places.append(i)
                 counts[i] += 1
-        running, steps = np.where(dones, 0.0, running), np.where(dones, 0, steps)
+        over = dones | step.observed.is_first  # also what was lost with its process, and is no episode
+        running, steps = np.where(over, 0.0, running), np.where(over, 0, steps)
         if render:
             play.host.view.render()
     return counted
@@ -636,6 +641,8 @@ def _copied(env: Any) -> Any:
         if isinstance(env, DummyVecEnv):
             copies = [_copied_one(one, make) for one, make in zip(env.envs, env.env_fns, strict=True)]
             return DummyVecEnv([functools.partial(_itself, one) for one in copies])
+        if isinstance(env, SubprocVecEnv | EnvPool):
+            return env.copy()
         if isinstance(env, gymnasium.vector.VectorEnv):
             return gymnasium.make_vec(env.spec)
         return _copied_one(env, functools.partial(gymnasium.make, env.spec, disable_env_checker=True))
@@ -693,22 +700,14 @@ def check_spaces(model: Any, spec: Spec) -> None:
             )
 
 
-def _wrappers(env: gymnasium.Env) -> Iterator[gymnasium.Env]:
-    while isinstance(env, gymnasium.Wrapper):
-        yield env
-        env = env.env
-
-
-def _keeps_statistics(env: gymnasium.Env) -> bool:
-    statistics = gymnasium.wrappers.RecordEpisodeStatistics
-    return any(isinstance(w, statistics) or type(w).__name__ == "Monitor" for w in _wrappers(env))
+def _keeps_statistics(wrappers: list[WrapperFacts]) -> bool:
+    return any(wrapper.keeps_statistics for wrapper in wrappers)
 
 
 def _warn_of_changed_rewards(envs: HostEnvs) -> None:
-    for env in envs.envs if isinstance(envs, SyncEnvs) else []:
-        changing = (gymnasium.RewardWrapper, gymnasium.wrappers.NormalizeReward)
-        names = [type(w).__name__ for w in _wrappers(env) if isinstance(w, changing)]
-        if names and not _keeps_statistics(env):
+    for wrappers in envs.each(wrapper_facts) if isinstance(envs, SyncEnvs | AsyncEnvs) else []:
+        names = [wrapper.name for wrapper in wrappers if wrapper.changes_rewards]
+        if names and not _keeps_statistics(wrappers):
             warnings.warn(
                 f"{names[0]} changes the rewards that are evaluated: put RecordEpisodeStatistics (of"
                 " gymnasium.wrappers) inside it to evaluate the unchanged ones",

@@ -6,9 +6,10 @@ import warnings
 from collections.abc import Collection, Mapping
 from typing import Any
 
-import gymnasium
-
 from advantage.drivers.snapshot import Kept, restore
+from advantage.envs.jax import is_jax_env
+from advantage.envs.recorder import is_plain
+from advantage.envs.subproc import SubprocVecEnv
 from advantage.training.checkpoints import Checkpoints, NotACheckpoint, versions
 from advantage.training.hyperparameters import whole
 
@@ -99,16 +100,8 @@ def restore_driver(driver: Any, config: Any, kept: Kept, name: str) -> None:
 
 
 def env_is_plain(env: Any) -> bool:
-    """Whether an id alone makes this environment again: no wrappers or arguments of the user's."""
-    layer = getattr(env, "envs", [env])[0]
-    spec = getattr(layer, "spec", None)
-    if not hasattr(spec, "additional_wrappers"):
-        return True  # a JAX environment
-    # What `gymnasium.make` puts around an environment itself, each once.
-    usual = ["TimeLimit", "OrderEnforcing", "PassiveEnvChecker"]
-    while isinstance(layer, gymnasium.Wrapper):
-        if type(layer).__name__ not in usual:
-            return False
-        usual.remove(type(layer).__name__)
-        layer = layer.env
-    return not spec.additional_wrappers and spec.kwargs.keys() <= {"render_mode"}
+    """Whether an id alone makes these environments again."""
+    if isinstance(env, SubprocVecEnv):
+        return env.host.each(is_plain, [()], [0])[0]
+    first = getattr(env, "envs", [env])[0]
+    return is_plain(first) or is_jax_env(env)
