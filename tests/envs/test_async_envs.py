@@ -177,7 +177,7 @@ def test_a_worker_is_lean(troubled):
 def test_an_exception_is_told_in_full(troubled, where):
     """The environment's name, seed and own traceback; the exception is the cause; then all goes on."""
     fresh(troubled)
-    troubled.each(lambda env: env.tell("raise", where), None, [3])
+    troubled.each(lambda env: env.unwrapped.tell("raise", where), None, [3])
     expected = rf"env 1 of seed index 1 \(reset with seed 22\) raised ZeroDivisionError: no such number in {where}\("
     with pytest.raises(EnvironmentFailure, match=expected) as caught:
         for _ in range(4):
@@ -192,7 +192,7 @@ def test_an_exception_is_told_in_full(troubled, where):
 def test_an_exception_that_cannot_be_sent(troubled):
     """Its text is told, and the cause is the traceback."""
     fresh(troubled)
-    troubled.each(lambda env: env.tell("mishap"), None, [0])
+    troubled.each(lambda env: env.unwrapped.tell("mishap"), None, [0])
     with pytest.raises(EnvironmentFailure, match=r"env 0 .* raised Mishap: out of order \(7\)") as caught:
         go(troubled)
     assert isinstance(caught.value.__cause__, WorkerTraceback) and "in obey" in str(caught.value.__cause__)
@@ -201,7 +201,7 @@ def test_an_exception_that_cannot_be_sent(troubled):
 def test_a_result_that_cannot_be_sent(troubled):
     with pytest.raises(EnvironmentFailure, match="cannot be sent to another process"):
         troubled.each(lambda env: (x for x in ()))
-    assert troubled.each(lambda env, x: x + env.resets * 0, [(1,), (2,)], [3, 0]) == [1, 2]
+    assert troubled.each(lambda env, x: x + env.unwrapped.resets * 0, [(1,), (2,)], [3, 0]) == [1, 2]
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_a_dead_worker_begins_anew(troubled, what, told):
     first = fresh(troubled)
     go(troubled)
     before = go(troubled)
-    troubled.each(lambda env, what: env.tell(what), [(what,)], [1])
+    troubled.each(lambda env, what: env.unwrapped.tell(what), [(what,)], [1])
     with pytest.warns(RuntimeWarning) as warned:
         step = go(troubled)
     message = str(warned[0].message)
@@ -235,20 +235,20 @@ def test_a_dead_worker_begins_anew(troubled, what, told):
 def test_a_death_in_reset_and_between_steps(troubled):
     """Both begin anew; a call of a method is made again."""
     fresh(troubled)
-    troubled.each(lambda env: env.tell("exit", "reset"), None, [2])
+    troubled.each(lambda env: env.unwrapped.tell("exit", "reset"), None, [2])
     with pytest.warns(RuntimeWarning, match=r"exit code 3 in reset\(\) of env 0 of seed index 1"):
         first = troubled.reset(None)
     assert first.is_first.all() and (first.obs[..., 1] == 0).all()
     os.kill(troubled.workers[0].process.pid, signal.SIGKILL)
     with pytest.warns(RuntimeWarning, match="SIGKILL"):
-        assert troubled.each(lambda env: env.resets) == [1, 1, 1, 1]
+        assert troubled.each(lambda env: env.unwrapped.resets) == [1, 1, 1, 1]
 
 
 def test_a_worker_that_hangs(troubled, monkeypatch):
     """After `timeout` seconds it is ended, and the warning shows where it hung."""
     fresh(troubled)
     monkeypatch.setattr(troubled.workers[1], "timeout", 0.3)
-    troubled.each(lambda env: env.tell("hang"), None, [3])
+    troubled.each(lambda env: env.unwrapped.tell("hang"), None, [3])
     with pytest.warns(RuntimeWarning, match=r"gave no answer for 0.3 s in step\(\) of env 1 of seed index 1") as warned:
         step = go(troubled)
     assert "in obey" in str(warned[0].message)
@@ -267,10 +267,10 @@ def test_too_many_deaths_stop(monkeypatch):
     """Beyond `max_restarts` the error says how the last died; a closed vector says so."""
     envs = AsyncEnvs([[trouble] * 2], num_workers=1, max_restarts=1)
     envs.reset(None)
-    envs.each(lambda env: env.tell("exit"), None, [0])
+    envs.each(lambda env: env.unwrapped.tell("exit"), None, [0])
     with pytest.warns(RuntimeWarning, match="restart 1 of at most 1"):
         go(envs)
-    envs.each(lambda env: env.tell("crash"), None, [1])
+    envs.each(lambda env: env.unwrapped.tell("crash"), None, [1])
     with pytest.raises(EnvironmentFailure, match=r"env 0 to env 1 was killed by SIGSEGV.*after 1 restarts") as caught:
         go(envs)
     assert "in obey" in str(caught.value.__cause__)

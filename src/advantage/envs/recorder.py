@@ -98,11 +98,12 @@ def recorded(env: Any) -> Any:
 
 def is_plain(env: Any) -> bool:
     """Whether an id alone makes this environment again: no wrappers or arguments of the user's."""
+    env = env.env if isinstance(env, Recorder) else env
     spec = getattr(env, "spec", None)
     if not hasattr(spec, "additional_wrappers"):
         return False
-    # What `gymnasium.make` puts around an environment itself, each once; the recorder is ours.
-    usual = ["TimeLimit", "OrderEnforcing", "PassiveEnvChecker", "Recorder"]
+    # What `gymnasium.make` puts around an environment itself, each once.
+    usual = ["TimeLimit", "OrderEnforcing", "PassiveEnvChecker"]
     for layer in reversed(_layers(env)[1:]):
         if type(layer).__name__ not in usual:
             return False
@@ -110,7 +111,7 @@ def is_plain(env: Any) -> bool:
     return not spec.additional_wrappers and spec.kwargs.keys() <= {"render_mode"}
 
 
-def _layers(env: gymnasium.Env) -> list[gymnasium.Env]:
+def _layers(env: Any) -> list[Any]:
     """The environment inside and its wrappers, innermost first."""
     layers = [env]
     while isinstance(env, gymnasium.Wrapper):
