@@ -65,7 +65,7 @@ def test_calls_into_the_environments(venv):
     shapes = venv.env_method("get_wrapper_attr", "state", indices=[2, 0])
     assert [np.shape(x) for x in shapes] == [(4,), (4,)]
     assert venv.env_is_wrapped(gymnasium.wrappers.TimeLimit) == [True] * 3
-    assert venv.env_is_wrapped(Monitor, indices=[0]) == [False] if isinstance(Monitor, type) else True
+    assert venv.env_is_wrapped(gymnasium.wrappers.ClipReward, indices=[0]) == [False]
     assert venv.host.call_each("has_wrapper_attr", [("mark",), ("nothing",), ("state",)]) == [True, False, True]
     assert host_envs(make_vec_env(cart_pole, 2), 1).call_each("has_wrapper_attr", [("x",), ("state",)]) == [False, True]
     assert (venv.num_envs, venv.id, venv.unwrapped) == (3, "CartPole-v1", venv)
@@ -97,9 +97,10 @@ def test_training_ends_with_the_same_bits(venv, seeds):
 def test_evaluation(venv):
     """`evaluate_policy` and `EvalCallback`: the numbers of `DummyVecEnv`; those in training are copied."""
     model = PPO("MlpPolicy", venv, seed=3, **SMALL)
-    numbers = [
-        evaluate_policy(model, env, 5, seed=1, return_episode_rewards=True) for env in (venv.copy(), DummyVecEnv([cart_pole] * 3))
-    ]
+    numbers = []
+    for env in (venv.copy(), DummyVecEnv([cart_pole] * 3)):
+        numbers.append(evaluate_policy(model, env, 5, seed=1, return_episode_rewards=True))
+        env.close()
     assert numbers[0] == numbers[1] and len(numbers[0][0]) == 5
     driver = model._driver
     callback = EvalCallback(venv, eval_freq=48, n_eval_episodes=2, verbose=0)
@@ -109,12 +110,14 @@ def test_evaluation(venv):
 
 def test_the_face_and_the_file(tmp_path):
     """`vec_env` goes with an id, is kept in the file, and is refused elsewhere."""
-    model = DQN("MlpPolicy", "CartPole-v1", n_envs=2, vec_env="async", seed=0, learning_starts=4, buffer_size=100).learn(40)
+    settings = {"n_envs": 2, "seed": 0, "learning_starts": 4, "buffer_size": 100}
+    model = DQN("MlpPolicy", "CartPole-v1", vec_env="async", **settings).learn(40)
     assert isinstance(model.get_env(), SubprocVecEnv) and model.env_id == "CartPole-v1"
     model.save(tmp_path / "model")
     model.get_env().close()
     loaded = DQN.load(tmp_path / "model")
-    assert loaded.vec_env == "async" and DQN.load(tmp_path / "model", env=make_vec_env("CartPole-v1", 2)).num_timesteps == 40
+    assert loaded.vec_env == "async"
+    assert DQN.load(tmp_path / "model", env=make_vec_env("CartPole-v1", 2)).num_timesteps == 40
     with pytest.raises(ValueError, match="vec_env='threads' is not known: choose from sync, async, native, envpool"):
         PPO("MlpPolicy", "CartPole-v1", vec_env="threads")
     with pytest.raises(ValueError, match=r"vec_env='async' needs env as an id .* is a TimeLimit.*make_vec_env"):

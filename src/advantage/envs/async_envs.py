@@ -64,7 +64,8 @@ class AsyncEnvs:
         try:
             self._begin([make for group in functions for make in group], num_workers, timeout)
         except BaseException:
-            self.close()
+            for worker in self.workers[len(begun) :]:
+                worker.close()
             raise
 
     def _begin(self, functions: list[Make], num_workers: int | None, timeout: float | None) -> None:
@@ -82,7 +83,8 @@ class AsyncEnvs:
             try:
                 worker.hello = worker.answer(patient=True)
             except WorkerFault as fault:
-                fault.error.add_note(f"{self._name(worker.places.start + fault.fault.place)} of AsyncEnvs, when it was made")
+                place = worker.places.start + fault.fault.place
+                fault.error.add_note(f"{self._name(place)} of AsyncEnvs, when it was made")
                 raise fault.error from fault.error.__cause__
             except WorkerDied as died:
                 raise self._stop(worker, died, "before its environments were made") from died.__cause__
@@ -175,7 +177,10 @@ class AsyncEnvs:
     # -- anything else ---------------------------------------------------------------------------
 
     def each(
-        self, function: Callable[..., Any], arguments: Sequence[tuple] | None = None, places: Sequence[int] | None = None
+        self,
+        function: Callable[..., Any],
+        arguments: Sequence[tuple] | None = None,
+        places: Sequence[int] | None = None,
     ) -> list[Any]:
         """`function(env, *arguments[k])` of every environment, or of those in `places`, in its process.
 
@@ -311,7 +316,10 @@ class RemoteEnv(gymnasium.Env):
 
 
 def _check(
-    functions: Sequence[Sequence[Make | gymnasium.Env]], num_workers: int | None, max_restarts: int, timeout: float | None
+    functions: Sequence[Sequence[Make | gymnasium.Env]],
+    num_workers: int | None,
+    max_restarts: int,
+    timeout: float | None,
 ) -> None:
     for make in (make for group in functions for make in group):
         if isinstance(make, gymnasium.Env) or not callable(make):

@@ -51,7 +51,8 @@ class EnvPool(gymnasium.vector.VectorEnv):
         """
         make = _envpool()
         if kwargs.get("batch_size", n_envs) != n_envs:
-            raise ValueError(f"batch_size={kwargs['batch_size']} has to be n_envs={n_envs}: every step is of all of them")
+            given = kwargs["batch_size"]
+            raise ValueError(f"batch_size={given} has to be n_envs={n_envs}: every step is of all of them")
         self.env_id, self.num_envs, self._kwargs = env_id, n_envs, kwargs
         self._make: Callable[..., Any] = lambda seed: make(env_id, num_envs=n_envs, **{**kwargs, "seed": seed})
         self._seed = kwargs.get("seed", 42)  # EnvPool's default

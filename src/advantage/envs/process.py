@@ -27,8 +27,11 @@ from advantage.envs.worker import (
 Make = Callable[[], gymnasium.Env]
 SECONDS_TO_CLOSE = 5.0
 """For environments to close by themselves; then their process is killed."""
-BOOT = "import sys; sys.path[:] = {path!r}; from advantage.envs.worker import main; main({pipe}, {memory}, {trace}, {parent})"
-THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+BOOT = (
+    "import sys; sys.path[:] = {path!r}\n"
+    "from advantage.envs.worker import main; main({pipe}, {memory}, {trace}, {parent})"
+)
+THREADS = [f"{name}_NUM_THREADS" for name in ("OMP", "OPENBLAS", "MKL", "NUMEXPR")] + ["VECLIB_MAXIMUM_THREADS"]
 
 
 class WorkerTraceback(Exception):
@@ -78,7 +81,7 @@ class Worker:
         self.start()
 
     def start(self) -> None:
-        """Start the process; `begin` waits until its environments are made."""
+        """Start the process; its first answer comes once its environments are made."""
         try:
             message = packed(("start", self.functions, _registered_by_the_user()))
         except Exception as error:

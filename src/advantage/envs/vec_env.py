@@ -160,8 +160,10 @@ def make_vec_env(
         raise ValueError(f"vec_env_cls={vec_env_cls.__name__} and vec_env={vec_env!r} both choose: give one of them")
     if vec_env in ("native", "envpool"):
         if not isinstance(env_id, str) or wrapper_class is not None:
-            given = "env_id is a function" if not isinstance(env_id, str) else "wrapper_class wraps single environments"
-            raise ValueError(f"vec_env={vec_env!r} steps all copies of an id in one call, and {given}: use 'sync' or 'async'")
+            given = "wrapper_class wraps single environments" if isinstance(env_id, str) else "env_id is a function"
+            raise ValueError(
+                f"vec_env={vec_env!r} steps all copies of an id in one call, and {given}: use 'sync' or 'async'"
+            )
         made = make_at_once(vec_env, env_id, n_envs, **(env_kwargs or {}), **(vec_env_kwargs or {}))
         made.first_seed = seed
         return made

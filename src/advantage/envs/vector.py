@@ -120,7 +120,10 @@ class SyncEnvs:
         return "an answer to step cannot be used"
 
     def each(
-        self, function: Callable[..., Any], arguments: Sequence[tuple] | None = None, places: Sequence[int] | None = None
+        self,
+        function: Callable[..., Any],
+        arguments: Sequence[tuple] | None = None,
+        places: Sequence[int] | None = None,
     ) -> list[Any]:
         """`function(env, *arguments[k])` of every environment, or of those in `places`."""
         places = range(len(self.envs)) if places is None else places
