@@ -27,6 +27,7 @@ _HOME = {
     "TimeLimit": "advantage.envs.wrappers",
     "evaluate_policy": "advantage.training.evaluation",
     "compare": "advantage.experiments.compare",
+    "RewardMonitor": "advantage.experiments.reward_monitor",
     "BaseCallback": "advantage.training.callbacks",
     "CallbackList": "advantage.training.callbacks",
     "CheckpointCallback": "advantage.training.ready_callbacks",
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     )
     from advantage.equations.schedules import Linear
     from advantage.experiments.compare import compare
+    from advantage.experiments.reward_monitor import RewardMonitor
     from advantage.models import ALGORITHMS, DQN, PPO
     from advantage.training.callbacks import BaseCallback, CallbackList
     from advantage.training.evaluation import evaluate_policy
