@@ -32,6 +32,7 @@ _HOME = {
     "compare": "advantage.experiments.compare",
     "Preset": "advantage.experiments.preset",
     "preset": "advantage.experiments.preset",
+    "RewardMonitor": "advantage.experiments.reward_monitor",
     "suggest": "advantage.experiments.suggest",
     "BaseCallback": "advantage.training.callbacks",
     "CallbackList": "advantage.training.callbacks",
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
     from advantage.equations.schedules import Linear
     from advantage.experiments.compare import compare
     from advantage.experiments.preset import Preset, preset
+    from advantage.experiments.reward_monitor import RewardMonitor
     from advantage.experiments.suggest import suggest
     from advantage.models import ALGORITHMS, DQN, PPO
     from advantage.training.callbacks import BaseCallback, CallbackList

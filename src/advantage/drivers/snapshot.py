@@ -235,4 +235,6 @@ def _restored(envs: HostEnvs, taken: Sequence[Snapshot | str], observed: Observe
                 reason = "it shows another observation than the recorded one"
         if reason is not None:
             wrong.append(f"env {i % envs.num_envs}: {reason}")
+    if not wrong and hasattr(envs, "placed"):
+        envs.placed(observed)
     return wrong

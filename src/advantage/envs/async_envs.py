@@ -107,6 +107,10 @@ class AsyncEnvs:
         self._last = self._gather()
         return Observed(self.rows.shaped(self._last), np.ones(self.shape, bool), self._masks())
 
+    def placed(self, observed: Observed) -> None:
+        """The environments were set to where this was `observed`; nothing was reset."""
+        self._last = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), observed.obs)
+
     def step(self, action: np.ndarray) -> TimeStep:
         """Step every environment with an action `[S, N, ...]` in the environment's own terms."""
         self.send(action)

@@ -34,8 +34,8 @@ def PotentialShaping(env: Any, potential: Potential, gamma: float | int) -> Shap
     policy gains on another.
 
     Args:
-        env: a Gymnasium environment, whose `info["true_reward"]` keeps the reward without shaping, or a
-            JAX environment.
+        env: a Gymnasium environment, or a JAX environment. The info of a Gymnasium one keeps the reward
+            without shaping as `true_reward` and the episode's sum of these so far as `true_return`.
         potential: a function of one observation `[*shape]` (as the space has it, a dict or tuple too) to
             one finite number, in units of return. In NumPy for a Gymnasium environment; in JAX, and
             hashable as functions are, for a JAX environment.
@@ -64,20 +64,24 @@ class ShapedEnv(gymnasium.Wrapper, gymnasium.utils.RecordConstructorArgs):
         self.potential, self.gamma = potential, gamma
         # A number and not the observation: environments may write the next one into the same array.
         self._before = 0.0
+        self._true_return = 0.0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
         """Begin an episode."""
         obs, info = self.env.reset(seed=seed, options=options)
-        self._before = self._potential_of(obs)
+        self._before, self._true_return = self._potential_of(obs), 0.0
         return obs, info
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
-        """Take a step; `info["true_reward"]` is the environment's own reward."""
+        """Take a step; `info["true_reward"]` is the environment's own reward, `info["true_return"]` their sum."""
         obs, reward, terminated, truncated, info = self.env.step(action)
         after = 0.0 if terminated else self._potential_of(obs)
         shaped = float(reward) + self.gamma * after - self._before
         self._before = after
-        return obs, shaped, terminated, truncated, {**info, "true_reward": float(reward)}
+        self._true_return += float(reward)
+        # Shaped twice, the inner one knows: what `info` has already stays.
+        info = {"true_reward": float(reward), "true_return": self._true_return, **info}
+        return obs, shaped, terminated, truncated, info
 
     def _potential_of(self, obs: Any) -> float:
         try:

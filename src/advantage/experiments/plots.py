@@ -178,15 +178,69 @@ def profile_picture(
     _save(figure, path)
 
 
-def _figure(height: float = 4.8) -> tuple[Any, Any]:
-    """A figure of 8 by `height` inches, and its axes."""
+def paid_and_true(
+    runs: Mapping[str, tuple[npt.ArrayLike, npt.ArrayLike, npt.ArrayLike]],
+    path: str | os.PathLike[str],
+    title: str,
+    marked: Mapping[str, tuple[float | int, float | int]] | None = None,
+) -> None:
+    """Draw shaped returns over true ones, a column of two panels for each run. Curves as in `learning_curve`.
+
+    Args:
+        runs: name to `(steps [points], shaped returns [seeds, points], true returns [seeds, points])`.
+        path: the file, an SVG where it ends so and else a PNG; its folder is made.
+        title: above the picture.
+        marked: name to `(first, last)` environment steps to shade: where the two went apart.
+
+    Raises:
+        ValueError: no runs, or shapes that don't fit.
+        ImportError: matplotlib is missing.
+    """
+    if not runs:
+        raise ValueError("paid_and_true needs at least one run")
+    figure = _blank((8, 5.4) if len(runs) == 1 else (3.4 * len(runs) + 0.8, 5.4))
+    panels = figure.subplots(2, len(runs), sharex="col", squeeze=False)
+    rows = (("what the agent is paid", COLOURS[1]), ("what it is meant to do", COLOURS[0]))
+    for column, (name, (steps, *both)) in enumerate(runs.items()):
+        for axes, returns, (meaning, colour) in zip(panels[:, column], both, rows, strict=True):
+            _draw_curve(axes, name, *_check_curve(name, steps, returns), colour)
+            _bare(axes)
+            if marked and name in marked:
+                axes.axvspan(*marked[name], color=COLOURS[4], alpha=0.18, linewidth=0, zorder=0)
+            if column == 0:
+                axes.set_ylabel(f"{'shaped' if axes is panels[0, 0] else 'true'} return\n({meaning})", fontsize=10, color=INK)
+        panels[0, column].set_title(name if len(runs) > 1 else "", loc="left", fontsize=11.5, color=INK)
+        panels[1, column].set_xlabel("environment steps", fontsize=10.5, color=INK)
+        _step_axis(panels[1, column], nbins=7 if len(runs) == 1 else 4)
+    # True returns mean the same everywhere.
+    ends = [axes.get_ylim() for axes in panels[1]]
+    for axes in panels[1]:
+        axes.set_ylim(min(low for low, _ in ends), max(high for _, high in ends))
+    note = ", ".join(filter(None, _seeds_note({np.shape(shaped)[0] for _, shaped, _ in runs.values()})))
+    figure.suptitle(f"{title}  ({note})", x=0.012, ha="left", fontsize=13, fontweight="bold", color=INK)
+    _save(figure, path)
+
+
+def need_matplotlib() -> None:
+    """Raise `ImportError`, with what to install, where there is no matplotlib."""
+    _blank((1, 1))
+
+
+def _blank(size: tuple[float | int, float | int]) -> Any:
+    """A figure of this size in inches."""
     try:
         # Not pyplot: no global state and no display.
         from matplotlib.figure import Figure
     except ImportError:
         raise ImportError('pictures of results need matplotlib: pip install "advantage[plot]"') from None
-    figure = Figure(figsize=(8, height), dpi=200, layout="constrained", facecolor="white")
+    figure = Figure(figsize=size, dpi=200, layout="constrained", facecolor="white")
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
+    return figure
+
+
+def _figure(height: float = 4.8) -> tuple[Any, Any]:
+    """A figure of 8 by `height` inches, and its axes."""
+    figure = _blank((8, height))
     return figure, figure.add_subplot()
 
 
@@ -231,26 +285,31 @@ def _draw_curve(axes: Any, name: str, steps: np.ndarray, returns: np.ndarray, co
     axes.plot(steps, middle, color=colour, linewidth=2.2, label=name, marker=marker, zorder=4)
 
 
-def _step_axis(axes: Any) -> None:
+def _step_axis(axes: Any, nbins: int = 7) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: step_label(value)))
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 2.5, 5, 10]))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=nbins, steps=[1, 2, 2.5, 5, 10]))
 
 
 def _style(axes: Any, title: str, note: str) -> None:
     axes.set_title(title, loc="left", fontsize=14, fontweight="bold", color=INK, pad=24)
     axes.text(0, 1.025, note, transform=axes.transAxes, fontsize=9.5, color="#666666", va="bottom")
+    _bare(axes)
+    # Many names would cover the curves: beside them then.
+    handles, names = axes.get_legend_handles_labels()
+    place = {"loc": "best"} if len(names) <= 5 else {"loc": "center left", "bbox_to_anchor": (1.01, 0.5)}
+    axes.legend(handles, names, fontsize=9.5, framealpha=0.85, edgecolor="none", labelcolor=INK, **place)
+
+
+def _bare(axes: Any) -> None:
+    """Axes with a grid and little else."""
     axes.margins(x=0.01, y=0.06)
     axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color("#bbbbbb")
     axes.tick_params(colors="#444444", labelsize=9.5, length=0, pad=6)
-    # Many names would cover the curves: beside them then.
-    handles, names = axes.get_legend_handles_labels()
-    place = {"loc": "best"} if len(names) <= 5 else {"loc": "center left", "bbox_to_anchor": (1.01, 0.5)}
-    axes.legend(handles, names, fontsize=9.5, framealpha=0.85, edgecolor="none", labelcolor=INK, **place)
 
 
 def step_label(steps: float | int) -> str:
