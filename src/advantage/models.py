@@ -31,6 +31,7 @@ from advantage.algorithms.normalised import Normalised, normalised_agent
 from advantage.drivers.common import streams
 from advantage.drivers.fused import FusedDriver
 from advantage.drivers.host import HostDriver
+from advantage.drivers.snapshot import memory as memory_of
 from advantage.envs.jax import is_jax_env
 from advantage.envs.make import host_envs, is_gymnasium_id, reserve_threads, resolve_env
 from advantage.envs.normalise import VecNormalize, taken_off
@@ -46,7 +47,7 @@ from advantage.training.callbacks import as_callback
 from advantage.training.checkpoints import Checkpoints, NotACheckpoint
 from advantage.training.checkpoints import find as find_checkpoint
 from advantage.training.checkpoints import read as read_checkpoint
-from advantage.training.files import NotAModel, Target, named_arrays, read_model, restored, write_model
+from advantage.training.files import NotAModel, Target, named_arrays, read_model, restored, write_arrays, write_model
 from advantage.training.hyperparameters import (
     configured,
     describe,
@@ -64,6 +65,7 @@ from advantage.training.resuming import (
     env_to_resume,
     planned_checkpoints,
     restore_driver,
+    take_memory,
 )
 from advantage.types import Agent, Observed, Space, Spec
 
@@ -442,6 +444,32 @@ class Model:
             num_timesteps=int(counters["num_timesteps"]), _stop=int(counters["stop"]), env_id=header.get("env_id"),
         )  # fmt: skip
         return model
+
+    def save_replay_buffer(self, path: str | os.PathLike[str]) -> None:
+        """Write the replay memories of all seeds to a file of their own, beside `save`; no pickle.
+
+        Raises:
+            ValueError: the algorithm keeps none, or there is no environment.
+            OSError: the path cannot be written.
+        """
+        write_arrays(path, memory_of(self._replaying()))
+
+    def load_replay_buffer(self, path: str | os.PathLike[str], truncate_last_traj: bool = True) -> None:
+        """Take up what `save_replay_buffer` wrote. An episode that was going on there has no end here, and none is
+        made up: nothing reaches over it, whatever `truncate_last_traj` says.
+
+        Raises:
+            FileNotFoundError, NotAModel: there is no such file, or it is of other sizes than this model's memory.
+        """
+        driver = self._replaying()
+        with self._on_device():
+            take_memory(driver, path)
+
+    def _replaying(self) -> Any:
+        if not hasattr(self.algorithm, "learn") or self._driver is None:
+            why = "has no environment yet" if hasattr(self.algorithm, "learn") else "keeps no replay memory"
+            raise ValueError(f"{type(self).__name__} {why}: there is nothing to save or load")
+        return self._driver
 
     def get_parameters(self, seed_index: int = 0) -> dict[str, dict[str, np.ndarray]]:
         """Copies of a seed's arrays by name: `{"policy": {...}, "policy.optimizer": {...}}`.

@@ -15,6 +15,7 @@ from advantage import (
     DQN,
     PPO,
     BaseCallback,
+    CheckpointCallback,
     EvalCallback,
     EveryNTimesteps,
     StopTrainingOnMaxEpisodes,
@@ -26,6 +27,7 @@ from advantage.envs.recorder import Recorder
 from advantage.models import Model
 from advantage.training import checkpoints
 from advantage.training.checkpoints import NotACheckpoint, complete, find
+from advantage.training.files import NotAModel
 from advantage.training.loggers import configure
 
 NET = {"policy_kwargs": {"net_arch": [8]}, "seed": 3}
@@ -360,13 +362,32 @@ def test_a_full_disk(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoints, "_sync", full)
+        patched.setattr(checkpoints, "sync", full)
         with pytest.raises(OSError, match="cannot write the checkpoint .*No space left on device; the agents are still in"):
             model.learn(120, checkpoint_dir=tmp_path / "full", checkpoint_every=40)
     assert model.num_timesteps == 40 and not list((tmp_path / "full").iterdir())
     model.save(tmp_path / "model")
     model.save_checkpoint(tmp_path / "elsewhere")
     assert_same(whole, DQN.resume(tmp_path / "elsewhere").learn())
+
+
+@pytest.mark.parametrize("env", ["CartPole-v1", "advantage/CartPole-v1"])
+def test_a_replay_memory_of_its_own(env, tmp_path):
+    """As in SB3: kept beside a model file, taken up by a model of the same sizes."""
+    model = DQN("MlpPolicy", env, **OFF)
+    model.learn(60, CheckpointCallback(60, tmp_path, "m", save_replay_buffer=True))
+    model.save(tmp_path / "model")
+    again = DQN.load(tmp_path / "model", env=env)
+    model.save_replay_buffer(tmp_path / "replay.pkl")
+    again.load_replay_buffer(tmp_path / "replay.pkl")
+    ours, theirs = arrays_of(model), arrays_of(again)
+    assert all(ours[name].tobytes() == theirs[name].tobytes() for name in ours)
+    again.learn(40, reset_num_timesteps=False)
+    other = DQN("MlpPolicy", env, **{**OFF, "buffer_size": 50})
+    with pytest.raises(NotAModel, match=r"memory.obs is float32\[1, 100, 4\], expected float32\[1, 50, 4\]"):
+        other.load_replay_buffer(tmp_path / "m_replay_buffer_60_steps.pkl")
+    with pytest.raises(ValueError, match="PPO keeps no replay memory"):
+        PPO("MlpPolicy", env, **ON).save_replay_buffer(tmp_path / "none")
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):

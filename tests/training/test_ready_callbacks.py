@@ -517,7 +517,6 @@ def test_a_callback_that_raises_at_the_start_closes_the_others():
         (lambda: EvalCallback("CartPoel-v1"), "did you mean CartPole-v1"),
         (lambda: CheckpointCallback(-1, "x"), "save_freq=-1 .*at least 1"),
         (lambda: CheckpointCallback(1, "x", "a/b"), "name_prefix='a/b' .*save_path"),
-        (lambda: CheckpointCallback(1, "x", save_replay_buffer=True), "save_replay_buffer=True is not built yet"),
         (lambda: EveryNTimesteps(0, None), "n_steps=0 .*at least 1"),
         (lambda: LogEveryNTimesteps(0), "n_steps=0 .*at least 1"),
         (lambda: StopTrainingOnMaxEpisodes(0), "max_episodes=0 .*at least 1"),

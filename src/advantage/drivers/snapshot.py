@@ -54,6 +54,26 @@ def restore(driver: Driver, config: Any, kept: Kept) -> list[str]:
     return _restore_host(driver, config, *kept)
 
 
+def memory(driver: Driver) -> dict[str, np.ndarray]:
+    """The memories `[S, ...]` by name."""
+    return named("memory", driver.memory)
+
+
+def put_memory(driver: Driver, arrays: Mapping[str, np.ndarray]) -> None:
+    """Give a driver memories that `memory` took from one alike.
+
+    Raises:
+        ValueError: an array is missing, or has another shape or dtype.
+    """
+    kept = tree(jax.eval_shape(lambda: driver.memory), arrays, "memory")
+    if isinstance(driver, FusedDriver):
+        groups = zip(driver._groups, driver._split(kept), strict=True)
+        driver._groups = [run._replace(memory=part) for run, part in groups]
+        return
+    packed = driver._layout.pack((driver.state, kept), np)
+    driver._arrays = tuple(x if isinstance(x, jax.Array) else jnp.array(x) for x in packed)
+
+
 def _shape(driver: Driver) -> dict[str, Any]:
     kind = "JAX environments" if isinstance(driver, FusedDriver) else "host environments"
     return {"driver": kind, "seeds": driver.num_seeds, "n_envs": driver.num_envs}
@@ -122,7 +142,7 @@ def _restore_fused(driver: FusedDriver, arrays: Mapping[str, np.ndarray], plain:
 
 def _keep_host(driver: HostDriver) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     episodes, rows, observed = driver._episodes, driver._rows, driver._observed
-    arrays = named("memory", driver.memory) | named("carry", driver._carry)
+    arrays = memory(driver) | named("carry", driver._carry)
     arrays |= {"keys": np.asarray(driver._keys), "ahead": driver._ahead, "returns": episodes.returns}
     arrays["unsummed"] = np.array(episodes.unsummed, np.float32).reshape(-1, *episodes.returns.shape)
     arrays["began"] = episodes.began
@@ -146,10 +166,7 @@ def _keep_host(driver: HostDriver) -> tuple[dict[str, np.ndarray], dict[str, Any
 def _restore_host(
     driver: HostDriver, config: Any, arrays: Mapping[str, np.ndarray], plain: Mapping[str, Any]
 ) -> list[str]:
-    state = driver.state
-    memory = tree(jax.eval_shape(lambda: driver.memory), arrays, "memory")
-    packed = driver._layout.pack((state, memory), np)
-    driver._arrays = tuple(x if isinstance(x, jax.Array) else jnp.array(x) for x in packed)
+    put_memory(driver, arrays)
     driver._carry = jax.tree.map(jnp.array, tree(driver._carry, arrays, "carry"))
     driver._keys = jnp.array(arrays["keys"])
     driver._least, driver._ahead = plain["least"], arrays["ahead"]

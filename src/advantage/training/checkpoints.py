@@ -9,14 +9,12 @@ Each is written under another name, fsynced and renamed: whatever has its final 
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import pathlib
 import re
 import shutil
 import uuid
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -27,7 +25,7 @@ import safetensors.numpy
 import advantage
 from advantage.drivers.snapshot import Kept, keep
 from advantage.training.callbacks import state_of
-from advantage.training.files import NotAModel
+from advantage.training.files import NotAModel, save_arrays, sync
 from advantage.training.loggers import describe_logger
 
 FORMAT = 1
@@ -96,7 +94,7 @@ class Checkpoints:
             temporary.mkdir(parents=True)
             run.model.save(temporary / "model.zip")
             _write(temporary / "run.json", json.dumps(header, default=_encoded, indent=1).encode())
-            _write_arrays(temporary / "arrays.safetensors", kept.arrays)
+            save_arrays(temporary / "arrays.safetensors", kept.arrays)
             _put_in_place(temporary, path)
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -211,19 +209,9 @@ def _write(path: pathlib.Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _write_arrays(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
-    try:
-        safetensors.numpy.save_file({name: np.ascontiguousarray(x) for name, x in arrays.items()}, path)
-    except safetensors.SafetensorError as error:
-        code = re.search(r"os error (\d+)", str(error))
-        number = int(code[1]) if code else errno.EIO
-        raise OSError(number, os.strerror(number)) from error
-    _sync(path)
-
-
 def _put_in_place(temporary: pathlib.Path, path: pathlib.Path) -> None:
     """Rename a folder whose files are on the disk; one of this name is replaced."""
-    _sync(temporary)
+    sync(temporary)
     if path.exists():
         replaced = temporary.with_name(f".tmp-{uuid.uuid4().hex}")
         path.rename(replaced)
@@ -231,15 +219,7 @@ def _put_in_place(temporary: pathlib.Path, path: pathlib.Path) -> None:
         shutil.rmtree(replaced, ignore_errors=True)
     else:
         temporary.rename(path)
-    _sync(path.parent)
-
-
-def _sync(path: pathlib.Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(path.parent)
 
 
 def _encoded(value: Any) -> Any:

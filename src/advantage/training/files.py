@@ -5,16 +5,19 @@ Written to a temporary name, fsynced and renamed, so that a crash leaves the old
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
 import pathlib
+import re
 import tempfile
 import zipfile
 from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
+import safetensors
 import safetensors.numpy
 from jaxtyping import PyTree
 
@@ -96,6 +99,42 @@ def read_model(source: Target) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
             f" {FORMAT}): pip install --upgrade advantage"
         )
     return header, arrays
+
+
+def write_arrays(path: str | os.PathLike, arrays: dict[str, np.ndarray]) -> None:
+    """Write arrays, whole or not at all, without a copy of all in memory.
+
+    Raises:
+        OSError: the folder cannot be made or written.
+    """
+    target = pathlib.Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        save_arrays(temporary, arrays)
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_arrays(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write arrays and wait until they are on the disk; raises `OSError`."""
+    try:
+        safetensors.numpy.save_file({name: np.ascontiguousarray(x) for name, x in arrays.items()}, path)
+    except safetensors.SafetensorError as error:
+        code = re.search(r"os error (\d+)", str(error))
+        number = int(code[1]) if code else errno.EIO
+        raise OSError(number, os.strerror(number)) from error
+    sync(path)
+
+
+def sync(path: pathlib.Path) -> None:
+    """Wait until a file, or a folder's names, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def with_suffix(path: str | os.PathLike) -> pathlib.Path:

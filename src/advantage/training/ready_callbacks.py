@@ -380,21 +380,22 @@ class CheckpointCallback(BaseCallback):
     """Save the model at every multiple of `save_freq` steps, as `{name_prefix}_{steps}_steps.zip`.
 
     A file holds the model of that moment, with all its seeds, as `model.save` writes it: parameters as after
-    the last update, and no replay.
+    the last update. All that a run needs to go on is in the checkpoints of `learn(checkpoint_dir=...)`.
 
     Args:
         save_freq: environment steps between files, over the parallel environments (of each seed).
         save_path: their folder, made when training starts.
         name_prefix: how their names begin.
-        save_replay_buffer: not built yet; only False is accepted.
+        save_replay_buffer: also save the replay memory, where the algorithm keeps one, as
+            `model.load_replay_buffer` reads it: `{name_prefix}_replay_buffer_{steps}_steps.pkl` (SB3's name; no
+            pickle).
         save_vecnormalize: also save the statistics, where the model normalises, as `VecNormalize.load` reads
             them: `{name_prefix}_vecnormalize_{steps}_steps.pkl` (SB3's name; no pickle). The model's file has
             them too.
         verbose: 0 for no output, 2 for a line with each file's name.
 
     Raises:
-        ValueError: `save_freq` is not a whole number of at least 1, `name_prefix` is no part of a file name,
-            or something is asked for that is not built.
+        ValueError: `save_freq` is not a whole number of at least 1, or `name_prefix` is no part of a file name.
         OSError: the folder cannot be made or written to.
     """
 
@@ -411,8 +412,6 @@ class CheckpointCallback(BaseCallback):
         self.save_freq = whole("save_freq", save_freq)
         self.save_path, self.name_prefix = save_path, name_prefix
         self.save_replay_buffer, self.save_vecnormalize = save_replay_buffer, save_vecnormalize
-        if save_replay_buffer:
-            raise ValueError("save_replay_buffer=True is not built yet: leave it out, models are saved")
         if os.path.basename(name_prefix) != name_prefix:
             raise ValueError(f"name_prefix={name_prefix!r} has to be part of a file name: folders go in save_path")
         self._multiples = _Multiples()
@@ -436,6 +435,9 @@ class CheckpointCallback(BaseCallback):
             if statistics is not None:
                 name = f"{self.name_prefix}_vecnormalize_{self.num_timesteps}_steps.pkl"
                 statistics.save(os.path.join(self.save_path, name))
+            if self.save_replay_buffer and hasattr(self.model.algorithm, "learn"):
+                name = f"{self.name_prefix}_replay_buffer_{self.num_timesteps}_steps.pkl"
+                self.model.save_replay_buffer(os.path.join(self.save_path, name))
             if self.verbose >= 2:
                 print(f"saved the model to {path}")
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from advantage.drivers.snapshot import Kept, restore
+import safetensors
+import safetensors.numpy
+
+from advantage.drivers.snapshot import Kept, put_memory, restore
 from advantage.envs.jax import is_jax_env
 from advantage.envs.recorder import is_plain
 from advantage.envs.subproc import SubprocVecEnv
 from advantage.training.checkpoints import Checkpoints, NotACheckpoint, versions
+from advantage.training.files import NotAModel
 from advantage.training.hyperparameters import whole
 
 
@@ -97,6 +102,21 @@ def restore_driver(driver: Any, config: Any, kept: Kept, name: str) -> None:
         warnings.warn(
             f"environments cannot go on where they were, so new episodes begin ({reasons})", UserWarning, stacklevel=3
         )
+
+
+def take_memory(driver: Any, path: str | os.PathLike[str]) -> None:
+    """Give a driver the replay memories of a file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        NotAModel: it is damaged, or of other sizes.
+    """
+    try:
+        put_memory(driver, safetensors.numpy.load_file(path))
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        raise NotAModel(f"{path} is no replay memory of this model: {error}") from None
 
 
 def env_is_plain(env: Any) -> bool:
