@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from advantage.experiments.plots import learning_curve, profile_picture, save_gif, step_label
+from advantage.experiments.plots import learning_curve, paid_and_true, profile_picture, save_gif, step_label
 
 
 def cartpole_like(count, height=400, width=600):
@@ -60,6 +60,25 @@ def test_learning_curve_draws_iqm_band_seeds_and_reference(tmp_path, monkeypatch
     band = axes.collections[0].get_paths()[0].vertices
     assert band[:, 1].min() >= 0.0 and band[:, 1].max() <= 30.0
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["PPO", "solved"]
+
+
+def test_shaped_over_true_returns(tmp_path, monkeypatch):
+    """Two panels a run; true returns on one scale, and the window shaded in its own column."""
+    figure_module = pytest.importorskip("matplotlib.figure")
+    drawn = []
+    monkeypatch.setattr(figure_module.Figure, "savefig", lambda self, *args, **kwargs: drawn.append(self))
+    steps, shaped, true = [0, 500, 1000], np.array([[1.0, 2.0, 3.0]]), np.array([[5.0, 4.0, np.nan]])
+    runs = {"hacked": (steps, shaped, true), "not": (steps, 10 * shaped, -10 * true)}
+    paid_and_true(runs, tmp_path / "x.png", "title", {"hacked": (500, 1000)})
+    axes = drawn[0].axes
+    assert len(axes) == 4
+    lines = [one.get_lines()[0].get_ydata() for one in axes]
+    np.testing.assert_array_equal(lines, [shaped[0], 10 * shaped[0], true[0], -10 * true[0]])
+    assert axes[2].get_ylim() == axes[3].get_ylim() and axes[0].get_ylim() != axes[1].get_ylim()
+    assert [len(one.patches) for one in axes] == [1, 0, 1, 0]
+    assert "1 seed" in drawn[0]._suptitle.get_text()
+    with pytest.raises(ValueError, match="at least one run"):
+        paid_and_true({}, tmp_path / "x.png", "title")
 
 
 def test_two_seeds_have_no_band(tmp_path, monkeypatch):

@@ -36,7 +36,7 @@ class Errand(gymnasium.Env):
 
     def step(self, action):
         self.steps += 1
-        gone = action == 1
+        gone = bool(action == 1)
         over = gone or self.steps == LIMIT
         return np.array([self.steps / LIMIT], np.float32), 1.0 if gone else -0.1, over, False, {}
 
@@ -46,7 +46,7 @@ class Bonus(gymnasium.Wrapper):
 
     def step(self, action):
         obs, reward, terminated, truncated, info = self.env.step(action)
-        return obs, reward + 0.5 * (action == 0), terminated, truncated, info
+        return obs, reward + 0.5 * float(action == 0), terminated, truncated, info
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,6 +145,7 @@ def test_a_hacked_bonus_is_warned_about_once(tmp_path):
     model = host_model(lambda env: Bonus(Monitor(env)))
     model.set_logger(configure(tmp_path, ["json"]))
     said = quietly(model, 40 * 128, monitor, log_interval=1)
+    model.logger.close()
     assert monitor.warned_at is not None and len(said) == 1
     assert "shaped return rose" in said[0] and "true return fell" in said[0] and "returns.png" in said[0]
     assert monitor.timesteps == [128 * k for k in range(1, 41)]
@@ -202,6 +203,16 @@ def test_both_returns_are_of_the_same_episodes(wrap, seeds):
     assert shaped.shape == (16, seeds) and np.isfinite(shaped).any(axis=1).all()
     np.testing.assert_allclose(shaped, 2 * true, atol=1e-5)
     assert len({*true.ravel()}) > 3, "episodes differ"
+
+
+def test_episodes_that_end_together_are_not_mixed_up():
+    """Means would not tell: each pair of returns has to be of one episode."""
+    monitor = RewardMonitor(check_freq=10**9)
+    env = make_vec_env(lambda: ScaleReward(Monitor(Errand()), 2.0), n_envs=4)
+    DQN("MlpPolicy", env, learning_starts=1000, buffer_size=1000, seed=0).learn(200, callback=monitor)
+    shaped, true = np.transpose(monitor._ended[0])
+    assert len({*true}) > 3
+    np.testing.assert_allclose(shaped, 2 * true, atol=1e-5)
 
 
 def test_every_episode_counts_once():
