@@ -130,7 +130,10 @@ def train(
     from advantage.training.loggers import configure, run_folder
 
     if resume is not None:
-        return _go_on(resume, algorithm, env, settings)
+        given = (total_timesteps, n_envs, out, checkpoint_every, *settings, *log)
+        if any(x is not None for x in given) or (seeds, seed, vec_env) != (1, 0, "sync") or normalize or no_preset:
+            raise Refusal("--resume goes on by the run's own settings: leave the other options out")
+        return _go_on(resume, algorithm, env)
     if algorithm is None or env is None:
         raise Refusal("train needs an algorithm and an environment: advantage train PPO CartPole-v1")
     face = _face(algorithm)
@@ -155,19 +158,18 @@ def train(
     )
 
 
-def _go_on(folder: Path, algorithm: str | None, env: str | None, settings: Sequence[Sequence[str]]) -> int:
+def _go_on(folder: Path, algorithm: str | None, env: str | None) -> int:
     """Resume the run of a folder."""
     from advantage.models import Model
 
-    if settings:
-        raise Refusal("--set beside --resume: a resumed run keeps its settings, so leave --set out")
     face = Model if algorithm is None else _face(algorithm)
     model = face.resume(folder, env)
     if model.num_timesteps >= model._stop:
         print(f"the run in {folder} has reached its end of {model._stop:,} steps")
         return 0
     print(f"going on at {model.num_timesteps:,} of {model._stop:,} steps")
-    return _learn(model, folder.parent if folder.name == "checkpoints" else folder, None)
+    checkpoints = model._resumed["folder"]  # not one of them: that is not to be changed
+    return _learn(model, checkpoints.parent if checkpoints.name == "checkpoints" else checkpoints, None)
 
 
 def _learn(model: Model, folder: Path, total_timesteps: int | None, **options: Any) -> int:

@@ -60,6 +60,7 @@ from advantage.training.loop import Run, train
 from advantage.training.progress import LiveProgress
 from advantage.training.resuming import (
     check_env_id,
+    check_normalised,
     check_versions,
     env_is_plain,
     env_to_resume,
@@ -188,7 +189,7 @@ class Model:
             as_callback(callback), self._logger, log_interval, self.log_episodes, self.algorithm.LOGGED,
             LiveProgress(steps, f"{type(self).__name__} {self._env_name()}", progress_bar), name, checkpoints, resumed,
         )  # fmt: skip
-        self._set(_stop=run.stop, _run=run, _resumed=None, _run_id=run_id)
+        self._set(_stop=run.stop, _run=run, _run_id=run_id)
         if hasattr(self._logger, "settings"):  # a logger of the user's may know SB3's methods only
             self._logger.settings(self._settings())
         run.callback.init_callback(self)
@@ -237,13 +238,16 @@ class Model:
         reserve_threads(env)
         check_versions(header, stored["schedules"], overrides)
         model = face.load(path / "model.zip", device=device, **overrides)
-        state = model._state
+        state, normalised = model._state, model.normalize
         model.set_env(env)
         check_env_id(model.env_id, stored)
+        check_normalised(normalised, model.normalize)
         model._put_state(state)  # statistics of a `VecNormalize` given here are not the run's
         with model._on_device():
             restore_driver(model._driver, model._config, kept, str(path))
-        model._set(_predictions=header["predictions"], _resumed={**header, "folder": path.parent})
+        model._set(
+            _predictions=header["predictions"], _resumed={**header, "folder": path.parent}, _run_id=header["run_id"]
+        )
         return model
 
     def dump_logs(self) -> None:
@@ -547,7 +551,7 @@ class Model:
             if one is not None:
                 one.attach(holder)
         self._set(
-            _env=env, _driver=driver, _spec=spec, n_envs=count, env_id=_env_id(env), _env_plain=env_is_plain(env), _acting={}, _wrapper=wrapper,
+            _env=env, _driver=driver, _spec=spec, n_envs=count, env_id=_env_id(env), _env_plain=env_is_plain(env), _run=None, _resumed=None, _acting={}, _wrapper=wrapper,
             algorithm=algorithm,
         )  # fmt: skip
         if state is not None:

@@ -21,6 +21,7 @@ from advantage import (
     StopTrainingOnMaxEpisodes,
     StopTrainingOnNoModelImprovement,
     TimeLimit,
+    VecNormalize,
     make_vec_env,
 )
 from advantage.envs.recorder import Recorder
@@ -330,11 +331,10 @@ class Stated(Wandering):
     """Offers its state, as emulators do."""
 
     def get_state(self):
-        return {"place": self.place, "draws": np.frombuffer(json.dumps(self.np_random.bit_generator.state).encode(), np.uint8)}
+        return {"x": self.place[0], "y": float(self.place[1])}
 
     def set_state(self, state):
-        self.place = np.array(state["place"])
-        self.np_random.bit_generator.state = json.loads(bytes(state["draws"]))
+        self.place = np.array([float(state["x"]), float(state["y"])])
 
 
 def test_an_environment_that_offers_its_state(tmp_path):
@@ -348,6 +348,48 @@ def test_an_environment_that_offers_its_state(tmp_path):
     model = PPO.resume(tmp_path, make_vec_env(make))
     assert isinstance(model._driver.envs.envs[0], Recorder) and not model._driver.envs.envs[0]._actions
     assert_same(whole, model.learn(callback=StopAt(10**9)))
+
+
+def test_another_time_limit_is_no_plain_environment(tmp_path):
+    PPO("MlpPolicy", gymnasium.make("CartPole-v1", max_episode_steps=12), **ON).learn(32, StopAt(20), checkpoint_dir=tmp_path)
+    with pytest.raises(ValueError, match="with wrappers or arguments: give it again"):
+        PPO.resume(tmp_path)
+
+
+def test_other_normalisation_is_refused(run, tmp_path):
+    with pytest.raises(ValueError, match="normalises nothing: give env without it"):
+        PPO.resume(run, VecNormalize(make_vec_env("CartPole-v1", 2)))
+    env = VecNormalize(make_vec_env("CartPole-v1"), clip_obs=0.5)
+    PPO("MlpPolicy", env, **ON).learn(32, StopAt(20), checkpoint_dir=tmp_path)
+    with pytest.raises(ValueError, match="clip_obs was 0.5 and is 10.0"):
+        PPO.resume(tmp_path, VecNormalize(make_vec_env("CartPole-v1")))
+
+
+def test_a_mistake_can_be_mended(run, tmp_path):
+    """What fails before training leaves the resumed run as it was; another environment is another run."""
+    model = PPO.resume(run)
+    wrong = StopAt(10**9)
+    wrong.seen = {0: 1}
+    with pytest.raises(TypeError, match="dict with the key 0"):
+        model.learn(callback=wrong, checkpoint_dir=tmp_path / "x")
+    model.set_env("CartPole-v1")
+    with pytest.raises(ValueError, match="total_timesteps is missing"):
+        model.learn()
+    with pytest.raises(ValueError, match="checkpoint_every=8 needs checkpoint_dir"):
+        other = PPO("MlpPolicy", "CartPole-v1", **ON)
+        other.learn(32, StopAt(20))
+        other.save_checkpoint(tmp_path / "y")
+        PPO.resume(tmp_path / "y").learn(callback=StopAt(99), checkpoint_every=8)
+
+
+def test_the_newest_that_can_be_read(tmp_path):
+    """A damaged one is no reason to lose those before it."""
+    model = PPO("MlpPolicy", "advantage/CartPole-v1", **ON)
+    model.learn(96, checkpoint_dir=tmp_path, checkpoint_every=32)
+    (tmp_path / "step_000000000096" / "run.json").write_text("{")
+    with pytest.raises(NotACheckpoint, match="takes an earlier one"):
+        PPO.resume(tmp_path)
+    assert PPO.resume(tmp_path, at=64).learn().num_timesteps == 96
 
 
 # -- disks ----------------------------------------------------------------------------------------------

@@ -19,9 +19,11 @@ if TYPE_CHECKING:
 
 
 class NotFinite(EnvironmentFailure):
-    """An environment gave NaN or infinity; `seed_index` says to which agent."""
+    """An environment gave NaN or infinity: `what` it gave to which agent, at which step."""
 
     seed_index: int
+    what: str
+    step: int
 
 
 class Failing(NamedTuple):
@@ -48,7 +50,7 @@ def not_finite(seed_index: int, gave: str, step: int) -> NotFinite:
     failure = NotFinite(
         f"{gave} that is NaN or infinite, at step {step:,}: the agent has not learned from it; mend the environment"
     )
-    failure.seed_index = seed_index
+    failure.seed_index, failure.what, failure.step = seed_index, gave, step
     return failure
 
 

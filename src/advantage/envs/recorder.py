@@ -60,7 +60,8 @@ class Recorder(gymnasium.Wrapper):
         if self.env.has_wrapper_attr("get_state") and self.env.has_wrapper_attr("set_state"):
             state = self.env.get_wrapper_attr("get_state")()
             arrays = {name: np.asarray(value) for name, value in state.items()}
-            return Snapshot({"elapsed": _found(self.env, "_elapsed_steps", int)}, arrays)
+            generators = _found(self.env, "_np_random", lambda x: x.bit_generator.state)
+            return Snapshot({"elapsed": _found(self.env, "_elapsed_steps", int), "generators": generators}, arrays)
         if self._begin is None:
             return f"its episode has more than {MOST_STEPS:,} steps, or began with options"
         rewards = np.array(self._rewards, np.float64)
@@ -75,6 +76,7 @@ class Recorder(gymnasium.Wrapper):
 
     def _repeated(self, plain: dict[str, Any], arrays: dict[str, np.ndarray]) -> tuple[Any, str | None]:
         if "elapsed" in plain:
+            _give(self.env, "_np_random", plain["generators"], _generator)
             self.env.get_wrapper_attr("set_state")(dict(arrays))
             _give(self.env, "_elapsed_steps", plain["elapsed"], int)
             return None, None
@@ -108,7 +110,9 @@ def is_plain(env: Any) -> bool:
         if type(layer).__name__ not in usual:
             return False
         usual.remove(type(layer).__name__)
-    return not spec.additional_wrappers and spec.kwargs.keys() <= {"render_mode"}
+    registered = gymnasium.registry.get(spec.id)
+    limit = None if registered is None else registered.max_episode_steps
+    return not spec.additional_wrappers and spec.kwargs.keys() <= {"render_mode"} and spec.max_episode_steps == limit
 
 
 def _layers(env: Any) -> list[Any]:

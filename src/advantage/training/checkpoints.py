@@ -66,8 +66,7 @@ class Checkpoints:
             probe.rmdir()
         except OSError as error:
             raise _cannot_write(self.folder, error, "choose another checkpoint_dir") from error
-        found = complete(self.folder)
-        if found and _header(found[max(found)])["run_id"] != self.run_id:
+        if _run_id(self.folder) not in (None, self.run_id):
             raise ValueError(
                 f"checkpoint_dir={str(self.folder)!r} holds the checkpoints of another run: go on with that one by"
                 " resume(checkpoint_dir), or choose another folder"
@@ -113,13 +112,34 @@ class Checkpoints:
                 shutil.rmtree(found[step], ignore_errors=True)
 
 
+def _run_id(folder: pathlib.Path) -> str | None:
+    """Whose checkpoints a folder holds, by the newest that can be read."""
+    found = complete(folder)
+    for steps in sorted(found, reverse=True):
+        try:
+            return _header(found[steps])["run_id"]
+        except NotACheckpoint:
+            continue
+    return None
+
+
 def check_callback(callback: Any) -> None:
     """Refuse callbacks whose state no file can keep, before anything is trained.
 
     Raises:
-        TypeError: an attribute named in `RESUMED` is neither number, text, array, list nor dict.
+        TypeError: an attribute named in `RESUMED` is neither number, text, array, list nor dict with text as keys.
     """
-    json.dumps(state_of(callback), default=_encoded)
+    kept = state_of(callback)
+    json.dumps(kept, default=_encoded)
+    _check_keys(kept)
+
+
+def _check_keys(value: Any) -> None:
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ():
+        _check_keys(inner)
+    wrong = [key for key in value if not isinstance(key, str)] if isinstance(value, dict) else []
+    if wrong:
+        raise TypeError(f"a checkpoint cannot keep a dict with the key {wrong[0]!r}: callbacks' dicts need text as keys")
 
 
 def described(run: Any) -> dict[str, Any]:
@@ -199,7 +219,8 @@ def _damaged(path: pathlib.Path, error: Exception) -> NotACheckpoint:
 
 
 def _cannot_write(path: pathlib.Path, error: OSError, rest: str) -> OSError:
-    return type(error)(error.errno, f"cannot write the checkpoint {path}: {error.strerror or error}; {rest}")
+    said = os.strerror(error.errno) if error.errno else str(error)
+    return type(error)(error.errno, f"cannot write the checkpoint {path}: {said}; {rest}")
 
 
 def _write(path: pathlib.Path, data: bytes) -> None:

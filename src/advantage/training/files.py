@@ -62,10 +62,10 @@ def write_model(target: Target, header: dict[str, Any], arrays: dict[str, np.nda
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, buffer.getvalue())
     except OSError as error:
-        raise type(error)(
-            f"cannot write the model to {path}: {error.strerror or error}; choose another path, the model is"
-            " still in memory"
-        ) from error
+        said = f"cannot write the model to {path}: {error.strerror or error}; choose another path, the model is still in memory"
+        failure = type(error)(said)
+        failure.errno = error.errno
+        raise failure from error
 
 
 def read_model(source: Target) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -120,7 +120,7 @@ def write_arrays(path: str | os.PathLike, arrays: dict[str, np.ndarray]) -> None
 def save_arrays(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
     """Write arrays and wait until they are on the disk; raises `OSError`."""
     try:
-        safetensors.numpy.save_file({name: np.ascontiguousarray(x) for name, x in arrays.items()}, path)
+        safetensors.numpy.save_file({name: np.asarray(x, order="C") for name, x in arrays.items()}, path)
     except safetensors.SafetensorError as error:
         code = re.search(r"os error (\d+)", str(error))
         number = int(code[1]) if code else errno.EIO

@@ -46,6 +46,7 @@ def check_report(run: Run, report: Report) -> None:
     done = getattr(run.driver, "_done", None)  # where a segment ended early
     per_update = run.config.steps_per_update * run.driver.num_envs
     steps = report.steps if done is None else report.steps - (report.updates - int(done[s])) * per_update
+    run.model.num_timesteps = steps
     failing = _failing(run, s, steps, learned=True)
     metrics = {name: np.atleast_1d(np.asarray(x))[s] for name, x in report.metrics.items()}
     what = first_bad(run.driver.seed_state(s), metrics)
@@ -59,11 +60,11 @@ def check_report(run: Run, report: Report) -> None:
 
 def explained(run: Run, failure: NotFinite) -> NotFinite:
     """An environment's failure with the file that shows what it gave."""
-    s, steps = failure.seed_index, run.model.num_timesteps
+    s, steps = failure.seed_index, failure.step
     if hasattr(run.driver, "mesh") and run.driver.agent.drawn is not None:
         return failure  # what was left out of the memory on the device is nowhere
     failing = _failing(run, s, steps, learned=False)
-    return NotFinite(str(failure) + _kept(run, failing, "an observation or reward", steps, s))
+    return NotFinite(str(failure) + _kept(run, failing, failure.what, steps, s))
 
 
 def first_bad(state: PyTree, metrics: Mapping[str, Any]) -> str:

@@ -95,6 +95,7 @@ def train(run: Run) -> None:
             UserWarning,
             stacklevel=3,
         )
+    run.model._resumed = None  # from here on it is a run of its own
     run.model._write_log = log.now
     with Interrupt() as interrupt, run.progress as progress:
         progress.phase("compiling")
@@ -163,7 +164,8 @@ class _Hook:
     def __init__(self, run: Run, interrupt: Interrupt):
         self.run, self.interrupt = run, interrupt
         # A chunk that was begun when the checkpoint was written has been announced.
-        self.begun = run.resumed is not None and run.resumed["driver"]["rows"] is not None
+        rows = None if run.resumed is None else run.resumed["driver"]["rows"]
+        self.begun = rows is not None and (rows["count"] < rows["length"] if rows["episodes"] is None else rows["episodes"] > 0)
 
     def __call__(self, step: Any) -> bool:
         run, callback = self.run, self.run.callback

@@ -19,6 +19,10 @@ from advantage.training.files import NotAModel
 from advantage.training.hyperparameters import whole
 
 
+KEPT = 3
+"""How many checkpoints stay where nobody says."""
+
+
 def planned_checkpoints(
     folder: Any, every: Any, most: Any, resumed: Mapping[str, Any] | None, run_id: str
 ) -> Checkpoints | None:
@@ -30,18 +34,36 @@ def planned_checkpoints(
     """
     if resumed is not None:
         kept = resumed["plan"]["checkpoints"]
-        if folder is None and kept:
-            folder, most = resumed["folder"], kept["most"]
-        every = kept.get("every") if every is None else every
+        given, folder = every, resumed["folder"] if folder is None and kept else folder
+        every = kept.get("every") if given is None else given
+        most = kept.get("most", most) if most == KEPT else most
+        every = None if folder is None and given is None else every
     if folder is None:
-        if every is not None and resumed is None:
+        if every is not None:
             raise ValueError(f"checkpoint_every={every} needs checkpoint_dir, the folder that checkpoints go to")
         return None
     every = None if every is None else whole("checkpoint_every", every)
     most = None if most is None else whole("checkpoint_keep", most)
     checkpoints = Checkpoints(folder, every, most, run_id)
     checkpoints.prepare()
+    if resumed is not None and checkpoints.folder.resolve() == resumed["folder"].resolve():
+        checkpoints.written = resumed["steps"]  # nothing is to be written again if nothing is left to do
     return checkpoints
+
+
+def check_normalised(ours: Any, theirs: Any) -> None:
+    """Refuse to go on with other normalisation than the run's.
+
+    Raises:
+        ValueError: the environments' `VecNormalize` says otherwise, and where.
+    """
+    if ours is None or theirs is None:
+        if ours != theirs:
+            raise ValueError("env is in a VecNormalize, and the checkpoint's run normalises nothing: give env without it")
+        return
+    different = [f"{name} was {ours[name]!r} and is {theirs[name]!r}" for name in ours if ours[name] != theirs[name]]
+    if different:
+        raise ValueError(f"env's VecNormalize is not the run's: {', '.join(different)}; leave it out, or make it so")
 
 
 def check_versions(header: Mapping[str, Any], schedules: Mapping[str, Any], given: Collection[str]) -> None:
@@ -122,6 +144,5 @@ def take_memory(driver: Any, path: str | os.PathLike[str]) -> None:
 def env_is_plain(env: Any) -> bool:
     """Whether an id alone makes these environments again."""
     if isinstance(env, SubprocVecEnv):
-        return env.host.each(is_plain, [()], [0])[0]
-    first = getattr(env, "envs", [env])[0]
-    return is_plain(first) or is_jax_env(env)
+        return all(env.host.each(is_plain))
+    return is_jax_env(env) or all(map(is_plain, getattr(env, "envs", [env])))
