@@ -214,9 +214,10 @@ class Model:
         """
         if not 0 <= seed_index < self.num_seeds:
             raise ValueError(f"seed_index={seed_index} has to be within the {self.num_seeds} seeds trained")
-        algorithm, spec, actor = self.algorithm, self._require_spec(), self._actor(seed_index)
-        if is_normalised(observation) and isinstance(algorithm, Normalised):
-            algorithm, spec, actor = algorithm.algorithm, algorithm.inner_spec(spec), actor.inner
+        algorithm, spec = self.algorithm, self._require_spec()
+        inner = isinstance(algorithm, Normalised) and is_normalised(observation)
+        if inner:
+            algorithm, spec = algorithm.algorithm, algorithm.inner_spec(spec)
         obs, batch, single = _batched(spec.observation, observation)
         is_first = np.ones(batch, bool) if episode_start is None else np.asarray(episode_start, bool).reshape(batch)
         mask = None if action_masks is None else np.asarray(action_masks, bool).reshape(batch, -1)
@@ -225,6 +226,7 @@ class Model:
                 state = algorithm.initial_carry(self._config, spec, batch)
             act = _acting_program(algorithm, self._config, not deterministic)
             self._set(_predictions=self._predictions + 1)
+            actor = self._actor(seed_index).inner if inner else self._actor(seed_index)
             action, carry = act(actor, state, Observed(obs, is_first, mask), self._base_seed(), self._predictions)
         action = self.algorithm.to_env(self._spec.action, np.array(action))
         return action[0, ...] if single else action, carry if jax.tree.leaves(carry) else None
