@@ -33,8 +33,10 @@ ENVIRONMENT = {
 for name, value in ENVIRONMENT.items():
     os.environ.setdefault(name, value)
 
+import equinox as eqx  # noqa: E402
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
 import jaxtyping  # noqa: E402
 
 assert "advantage" not in sys.modules, "advantage was imported before its type checks were switched on"
@@ -49,6 +51,40 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("advantage")
+
+
+from advantage.types import NONFINITE  # noqa: E402
+
+
+class MirrorConfig(eqx.Module):
+    n_steps: int = eqx.field(static=True, default=4)
+    gamma: float = 0.5
+
+    @property
+    def steps_per_update(self):
+        return self.n_steps
+
+
+class Mirror:
+    """Acts what it sees, learns nothing, and remembers the last chunk as it saw it."""
+
+    Config = MirrorConfig
+    init = staticmethod(lambda config, spec, key: jnp.int32(0))
+    initial_carry = staticmethod(lambda config, spec, num_envs: ())
+    actor = staticmethod(lambda config, state: state)
+    act = staticmethod(lambda config, actor, carry, observed, key, explore: (observed.obs, carry))
+    schedules = staticmethod(lambda config: {})
+    to_env = staticmethod(lambda space, action: action)
+
+    @staticmethod
+    def update(config, state, memory, chunk):
+        return state + 1, chunk._replace(carry=()), {NONFINITE: jnp.float32(0.0)}
+
+
+@pytest.fixture
+def mirror():
+    """An algorithm to be watched: what others wrap can be read off its memory."""
+    return Mirror
 
 
 def pytest_report_header() -> str:

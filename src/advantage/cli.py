@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import difflib
 import json
 import os
 import re
@@ -479,14 +478,9 @@ def _value(text: str) -> Any:
 
 
 def _face(name: str) -> type[Model]:
-    from advantage.models import ALGORITHMS
+    from advantage.models import algorithm_named
 
-    faces = {known.lower(): face for known, face in ALGORITHMS.items()}
-    if name.lower() not in faces:
-        near = difflib.get_close_matches(name.lower(), faces, n=1)
-        hint = f"did you mean {near[0].upper()}?" if near else f"choose from {', '.join(ALGORITHMS)}"
-        raise Refusal(f"there is no algorithm {name!r}: {hint}")
-    return faces[name.lower()]
+    return algorithm_named(name)
 
 
 def _load(file: Path) -> Model:

@@ -59,6 +59,7 @@ from advantage.training.hyperparameters import (
 from advantage.training.loop import Run, train
 from advantage.training.progress import LiveProgress
 from advantage.training.resuming import (
+    KEPT,
     check_env_id,
     check_normalised,
     check_versions,
@@ -145,7 +146,7 @@ class Model:
         progress_bar: bool = False,
         checkpoint_dir: str | os.PathLike[str] | None = None,
         checkpoint_every: int | float | None = None,
-        checkpoint_keep: int | float | None = 3,
+        checkpoint_keep: int | float | None = KEPT,
     ) -> Model:
         """Train for `total_timesteps` environment steps (of each seed), exactly.
 
@@ -912,3 +913,18 @@ class PPO(Model):
 
 
 ALGORITHMS: dict[str, type[Model]] = {"DQN": DQN, "PPO": PPO}
+
+
+def algorithm_named(name: Any) -> type[Model]:
+    """The algorithm of this name, in any case.
+
+    Raises:
+        ValueError: there is none; the nearest is named.
+    """
+    known = {one.lower(): one for one in ALGORITHMS}
+    lower = str(name).lower()
+    if lower not in known:
+        near = difflib.get_close_matches(lower, known, n=1)
+        hint = f"did you mean {known[near[0]]}?" if near else f"choose from {', '.join(ALGORITHMS)}"
+        raise ValueError(f"there is no algorithm {name!r}: {hint}")
+    return ALGORITHMS[known[lower]]

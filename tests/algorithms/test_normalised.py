@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +14,7 @@ from advantage.equations.moments import include
 from advantage.equations.normalisation import Normalisation, normalisation
 from advantage.memory.uniform import Batch
 from advantage.models import agent_of
-from advantage.types import NONFINITE, Chunk, Observed, Space, Spec
+from advantage.types import Chunk, Observed, Space, Spec
 
 T, N = 4, 2
 SPEC = Spec(Space("box", (3,), low=-np.inf, high=np.inf), Space("discrete", (), "int32", n=(2,), start=(0,)))
@@ -24,31 +23,6 @@ PPO = ppo.Config(n_steps=T, batch_size=8, n_epochs=2, net_arch=ppo.Architecture(
 DQN = dqn.Config(net_arch=(4,), batch_size=4, buffer_size=64, learning_starts=0, train_freq=T)
 SETTINGS = Normalisation(clip_obs=5.0, clip_reward=5.0, gamma=0.5)
 BOTH = {"ppo": (ppo, PPO), "dqn": (dqn, DQN)}
-
-
-class MirrorConfig(eqx.Module):
-    n_steps: int = eqx.field(static=True, default=T)
-    gamma: float = 0.5
-
-    @property
-    def steps_per_update(self):
-        return self.n_steps
-
-
-class Mirror:
-    """Acts what it sees, learns nothing, and remembers the last chunk as it saw it."""
-
-    Config = MirrorConfig
-    init = staticmethod(lambda config, spec, key: jnp.int32(0))
-    initial_carry = staticmethod(lambda config, spec, num_envs: ())
-    actor = staticmethod(lambda config, state: state)
-    act = staticmethod(lambda config, actor, carry, observed, key, explore: (observed.obs, carry))
-    schedules = staticmethod(lambda config: {})
-    to_env = staticmethod(lambda space, action: action)
-
-    @staticmethod
-    def update(config, state, memory, chunk):
-        return state + 1, chunk._replace(carry=()), {NONFINITE: jnp.float32(0.0)}
 
 
 def chunk(valid=None, garbage=0.0, seed=0):
@@ -190,34 +164,34 @@ def test_switches_act_and_compile_nothing(name):
     assert update._cache_size() == compiled
 
 
-def test_rewards_are_scaled_by_returns_and_not_centred():
+def test_rewards_are_scaled_by_returns_and_not_centred(mirror):
     """Rewards that are always 1 would have no deviation of their own; their returns do."""
-    algorithm = Normalised(Mirror, SETTINGS)
+    algorithm = Normalised(mirror, SETTINGS)
     agent = agent_of(algorithm)
     rows = chunk()._replace(
         reward=jnp.ones((T, N)), is_first=jnp.zeros((T, N), bool).at[0].set(True),
         terminated=jnp.zeros((T, N), bool), truncated=jnp.zeros((T, N), bool),
     )  # fmt: skip
-    state = algorithm.init(MirrorConfig(), SPEC, KEY)
-    _, memory, _ = agent.update(MirrorConfig(), state, Memory((), jnp.zeros(N)), rows)
+    state = algorithm.init(mirror.Config(), SPEC, KEY)
+    _, memory, _ = agent.update(mirror.Config(), state, Memory((), jnp.zeros(N)), rows)
     scale = np.std([1.0, 1.5, 1.75, 1.875])
     np.testing.assert_allclose(memory.inner.reward, 1 / scale, rtol=1e-3)
     np.testing.assert_allclose(memory.returns, 1.875)
 
 
-def test_gamma_is_the_algorithms_by_default():
-    algorithm = Normalised(Mirror, Normalisation())
-    state = algorithm.init(MirrorConfig(), SPEC, KEY)
+def test_gamma_is_the_algorithms_by_default(mirror):
+    algorithm = Normalised(mirror, Normalisation())
+    state = algorithm.init(mirror.Config(), SPEC, KEY)
     rows = chunk()._replace(is_first=jnp.zeros((T, N), bool), reward=jnp.ones((T, N)))
     for gamma in (0.0, 1.0):
-        memory = agent_of(algorithm).update(MirrorConfig(gamma=gamma), state, Memory((), jnp.zeros(N)), rows)[1]
+        memory = agent_of(algorithm).update(mirror.Config(gamma=gamma), state, Memory((), jnp.zeros(N)), rows)[1]
         np.testing.assert_allclose(memory.returns, 1.0 if gamma == 0 else T)
 
 
 # -- observations of other kinds ------------------------------------------------------------------------------
 
 
-def test_only_the_keys_chosen_are_normalised():
+def test_only_the_keys_chosen_are_normalised(mirror):
     parts = {
         "a": Space("box", (2,), low=0.0, high=9.0), "b": Space("box", (1,), "int32", low=0.0, high=9.0),
         "d": Space("discrete", (), "int32", n=(3,), start=(0,)), "p": Space("box", (4, 4, 3), "uint8", low=0.0, high=255.0),
@@ -226,8 +200,8 @@ def test_only_the_keys_chosen_are_normalised():
     assert list(Normalisation().parts(space)) == ["a", "b"]
     seen = dict(Normalisation(clip_obs=3.0).seen(space).parts)
     assert seen == parts | {"b": Space("box", (1,), "float32", low=-3.0, high=3.0)}
-    algorithm = Normalised(Mirror, Normalisation(norm_obs_keys=("b",)))
-    state = algorithm.init(MirrorConfig(), Spec(space, SPEC.action), KEY)
+    algorithm = Normalised(mirror, Normalisation(norm_obs_keys=("b",)))
+    state = algorithm.init(mirror.Config(), Spec(space, SPEC.action), KEY)
     assert list(state.normaliser.obs) == ["b"]
     moments = state.normaliser.obs["b"]._replace(mean=jnp.array([4.0]), var=jnp.array([4.0]))
     state = state._replace(normaliser=state.normaliser._replace(obs={"b": moments}))

@@ -1,6 +1,5 @@
 """Normalised algorithms in the drivers: what acts is what learns, both agree, and seeds share nothing."""
 
-import equinox as eqx
 import gymnasium
 import jax
 import jax.numpy as jnp
@@ -15,38 +14,13 @@ from advantage.envs.jax import make_jax
 from advantage.envs.vector import SyncEnvs
 from advantage.equations.normalisation import Normalisation
 from advantage.models import agent_of
-from advantage.types import NONFINITE, Chunk
+from advantage.types import Chunk
 
 T, N = 4, 2
 PPO = ppo.Config(n_steps=T, batch_size=8, n_epochs=2, net_arch=ppo.Architecture((), (4,), (4,)))
 DQN = dqn.Config(net_arch=(4,), batch_size=4, buffer_size=64, learning_starts=0, train_freq=T)
 SETTINGS = Normalisation(clip_obs=5.0, clip_reward=5.0, gamma=0.5)
 BOTH = {"ppo": (ppo, PPO), "dqn": (dqn, DQN)}
-
-
-class MirrorConfig(eqx.Module):
-    n_steps: int = eqx.field(static=True, default=T)
-    gamma: float = 0.5
-
-    @property
-    def steps_per_update(self):
-        return self.n_steps
-
-
-class Mirror:
-    """Acts what it sees, learns nothing, and remembers the last chunk as it saw it."""
-
-    Config = MirrorConfig
-    init = staticmethod(lambda config, spec, key: jnp.int32(0))
-    initial_carry = staticmethod(lambda config, spec, num_envs: ())
-    actor = staticmethod(lambda config, state: state)
-    act = staticmethod(lambda config, actor, carry, observed, key, explore: (observed.obs, carry))
-    schedules = staticmethod(lambda config: {})
-    to_env = staticmethod(lambda space, action: action)
-
-    @staticmethod
-    def update(config, state, memory, chunk):
-        return state + 1, chunk._replace(carry=()), {NONFINITE: jnp.float32(0.0)}
 
 
 class Echoing(gymnasium.ActionWrapper):
@@ -69,13 +43,13 @@ def assert_close(a, b, **tolerance):
         np.testing.assert_allclose(x, y, **{"rtol": 1e-5, "atol": 1e-5, **tolerance})
 
 
-def test_the_ratio_is_one(toys):
+def test_the_ratio_is_one(toys, mirror):
     """A chunk is learned from as it was seen when acting, also in chunks during which statistics have changed."""
-    algorithm = Normalised(Mirror, SETTINGS)
+    algorithm = Normalised(mirror, SETTINGS)
     envs = SyncEnvs([[Echoing(toys.EndingsGym()) for _ in range(N)]])
     agent = agent_of(algorithm)._replace(init_memory=lambda config, spec, n: Memory(empty(spec), jnp.zeros(n)))
     driver = HostDriver(agent, envs, 0)
-    config = MirrorConfig()
+    config = mirror.Config(n_steps=T)
     driver.init(config)
     means = []
     for _ in driver.run(config, {}, 0, 5 * T * N):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import json
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -19,6 +18,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from advantage.disk import replace_file
 from advantage.envs.running import NormalisedArray, RunningMeanStd, check_shapes
 from advantage.equations.normalisation import Normalisation, normalisation
 from advantage.types import Space, Spec
@@ -264,7 +264,9 @@ class VecNormalize:
         for name, rms in [("ret", now["ret_rms"]), *((f"obs/{k}", rms) for k, rms in now["obs_rms"].items())]:
             arrays |= {f"{name}/{k}": np.array(getattr(rms, k), np.float64) for k in ("mean", "var", "count")}
         data = safetensors.numpy.save(arrays, {"vec_normalize": json.dumps(settings)})
-        _write(Path(save_path), data)
+        path = Path(save_path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, data)
 
     @classmethod
     def load(cls, load_path: str | os.PathLike[str], venv: Any) -> VecNormalize:
@@ -370,18 +372,3 @@ def _restored(arrays: Mapping[str, np.ndarray], name: str) -> RunningMeanStd:
     if rms.mean.shape != rms.var.shape:
         raise ValueError(f"{name} has a mean of shape {rms.mean.shape} and a variance of {rms.var.shape}")
     return rms
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise

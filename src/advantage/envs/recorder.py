@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import gymnasium
 import numpy as np
 
+from advantage.envs.single import wrappers
+
 MOST_STEPS = 100_000
 """Steps of an episode up to which it is noted: repeating more would take too long."""
 
@@ -117,11 +119,7 @@ def is_plain(env: Any) -> bool:
 
 def _layers(env: Any) -> list[Any]:
     """The environment inside and its wrappers, innermost first."""
-    layers = [env]
-    while isinstance(env, gymnasium.Wrapper):
-        env = env.env
-        layers.insert(0, env)
-    return layers
+    return [env.unwrapped, *reversed([*wrappers(env)])]
 
 
 def _found(env: gymnasium.Env, name: str, read: Callable[[Any], Any]) -> list[list[Any]]:

@@ -5,7 +5,6 @@ Deep RL at the edge of the statistical precipice: https://arxiv.org/abs/2108.132
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import time
@@ -27,7 +26,7 @@ from advantage.experiments.results import (
     check_settings,
     read_results,
 )
-from advantage.models import ALGORITHMS, Model
+from advantage.models import ALGORITHMS, Model, algorithm_named
 from advantage.training.callbacks import BaseCallback
 from advantage.training.evaluation import evaluate_seeds
 from advantage.training.hyperparameters import whole
@@ -227,13 +226,10 @@ def _runs(seeds: Sequence[int]) -> Iterator[tuple[int, int]]:
 def _known_algorithms(algorithms: Sequence[str]) -> list[str]:
     if isinstance(algorithms, str) or not len(algorithms):
         raise ValueError(f"algorithms={algorithms!r} has to be a list of names, such as ['PPO', 'DQN']")
-    known, names = {name.lower(): name for name in ALGORITHMS}, []
-    for name in algorithms:
-        if str(name).lower() not in known:
-            near = difflib.get_close_matches(str(name).lower(), known, n=1)
-            hint = f"did you mean {known[near[0]]}?" if near else f"choose from {', '.join(ALGORITHMS)}"
-            raise ValueError(f"algorithms: there is no algorithm {name!r}: {hint}")
-        names.append(known[str(name).lower()])
+    try:
+        names = [algorithm_named(name).__name__ for name in algorithms]
+    except ValueError as error:
+        raise ValueError(f"algorithms: {error}") from None
     if len({*names}) < len(names):
         raise ValueError(f"algorithms={list(algorithms)!r} names one twice: name each once")
     return names

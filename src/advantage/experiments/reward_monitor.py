@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,11 +19,13 @@ from scipy import stats
 
 from advantage.envs.recorder import Recorder
 from advantage.envs.shaping import ShapedEnv
+from advantage.envs.single import wrappers
 from advantage.envs.vector import SyncEnvs
 from advantage.experiments import plots
 from advantage.training.callbacks import BaseCallback
 from advantage.training.evaluation import check_spaces, evaluate_every_seed, spec_to_evaluate
 from advantage.training.hyperparameters import whole
+from advantage.training.ready_callbacks import Multiples
 
 FEWEST_POINTS = 8
 """Before there are as many, nothing is called a trend."""
@@ -143,6 +144,7 @@ class RewardMonitor(BaseCallback):
         self.plot_path = None if plot_path is None else Path(plot_path)
         if plot_path is not None:
             plots.need_matplotlib()
+        self._multiples = Multiples()
         self._forget()
 
     def _forget(self) -> None:
@@ -165,16 +167,16 @@ class RewardMonitor(BaseCallback):
     def _on_training_start(self) -> None:
         if self.num_timesteps == 0:
             self._forget()  # another run
-        self._before, seeds = self.num_timesteps, self.model.num_seeds
+        self._multiples.start(self.num_timesteps)
+        seeds = self.model.num_seeds
         self._ended = self._ended or [[] for _ in range(seeds)]
         self._seen = [self.model._driver.recent(s).total for s in range(seeds)]
 
     def _on_step(self) -> None:
         if self.true_env is None:
             self._note_ended()
-        if self.num_timesteps // self.check_freq > self._before // self.check_freq:
+        if self._multiples.reached(self.check_freq, self.num_timesteps):
             self._add_point(self._of_training() if self.true_env is None else self._of_evaluation())
-        self._before = self.num_timesteps
 
     def _on_training_end(self) -> None:
         self._draw()
@@ -298,7 +300,7 @@ def _keys(driver: Any) -> list[_Key]:
 
 
 def _key(env: gymnasium.Env) -> _Key:
-    layers = [layer for layer in _wrappers(env) if not isinstance(layer, Recorder)]
+    layers = [layer for layer in wrappers(env) if not isinstance(layer, Recorder)]
     keeping = [layer for layer in layers if isinstance(layer, ShapedEnv) or _counts(layer)]
     remedy = "or give the environment without shaping, RewardMonitor(true_env=...)"
     if not keeping:
@@ -318,10 +320,3 @@ def _key(env: gymnasium.Env) -> _Key:
 def _counts(layer: gymnasium.Env) -> bool:
     # By name: SB3's class is welcome too.
     return isinstance(layer, gymnasium.wrappers.RecordEpisodeStatistics) or type(layer).__name__ == "Monitor"
-
-
-def _wrappers(env: gymnasium.Env) -> Iterator[gymnasium.Env]:
-    """The wrappers, outermost first."""
-    while isinstance(env, gymnasium.Wrapper):
-        yield env
-        env = env.env

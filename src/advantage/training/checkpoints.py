@@ -23,9 +23,10 @@ import safetensors
 import safetensors.numpy
 
 import advantage
+from advantage.disk import sync
 from advantage.drivers.snapshot import Kept, keep
 from advantage.training.callbacks import state_of
-from advantage.training.files import NotAModel, save_arrays, sync
+from advantage.training.files import NotAModel, save_arrays
 from advantage.training.loggers import describe_logger
 
 FORMAT = 1
@@ -92,7 +93,8 @@ class Checkpoints:
         try:
             temporary.mkdir(parents=True)
             run.model.save(temporary / "model.zip")
-            _write(temporary / "run.json", json.dumps(header, default=_encoded, indent=1).encode())
+            (temporary / "run.json").write_text(json.dumps(header, default=_encoded, indent=1))
+            sync(temporary / "run.json")
             save_arrays(temporary / "arrays.safetensors", kept.arrays)
             _put_in_place(temporary, path)
         except OSError as error:
@@ -221,13 +223,6 @@ def _damaged(path: pathlib.Path, error: Exception) -> NotACheckpoint:
 def _cannot_write(path: pathlib.Path, error: OSError, rest: str) -> OSError:
     said = os.strerror(error.errno) if error.errno else str(error)
     return type(error)(error.errno, f"cannot write the checkpoint {path}: {said}; {rest}")
-
-
-def _write(path: pathlib.Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _put_in_place(temporary: pathlib.Path, path: pathlib.Path) -> None:

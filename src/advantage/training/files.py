@@ -11,7 +11,6 @@ import json
 import os
 import pathlib
 import re
-import tempfile
 import zipfile
 from typing import Any, Protocol, runtime_checkable
 
@@ -20,6 +19,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 from jaxtyping import PyTree
+
+from advantage.disk import replace_file, sync
 
 FORMAT = 1
 
@@ -128,15 +129,6 @@ def save_arrays(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
     sync(path)
 
 
-def sync(path: pathlib.Path) -> None:
-    """Wait until a file, or a folder's names, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def with_suffix(path: str | os.PathLike) -> pathlib.Path:
     """The path with `.zip`, unless it has a suffix of its own."""
     path = pathlib.Path(path)
@@ -176,24 +168,3 @@ def _existing(path: str | os.PathLike) -> pathlib.Path:
         if candidate.is_file():
             return candidate
     raise FileNotFoundError(f"no model file at {path} (nor with .zip): check the path")
-
-
-def replace_file(path: pathlib.Path, data: bytes) -> None:
-    """Write a file whole or not at all: a crash leaves the former one."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

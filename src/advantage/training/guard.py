@@ -47,7 +47,7 @@ def check_report(run: Run, report: Report) -> None:
     per_update = run.config.steps_per_update * run.driver.num_envs
     steps = report.steps if done is None else report.steps - (report.updates - int(done[s])) * per_update
     run.model.num_timesteps = steps
-    failing = _failing(run, s, steps, learned=True)
+    failing = _failing(run, s, learned=True)
     metrics = {name: np.atleast_1d(np.asarray(x))[s] for name, x in report.metrics.items()}
     what = first_bad(run.driver.seed_state(s), metrics)
     said = (
@@ -63,7 +63,7 @@ def explained(run: Run, failure: NotFinite) -> NotFinite:
     s, steps = failure.seed_index, failure.step
     if hasattr(run.driver, "mesh") and run.driver.agent.drawn is not None:
         return failure  # what was left out of the memory on the device is nowhere
-    failing = _failing(run, s, steps, learned=False)
+    failing = _failing(run, s, learned=False)
     return NotFinite(str(failure) + _kept(run, failing, failure.what, steps, s))
 
 
@@ -83,7 +83,7 @@ def first_bad(state: PyTree, metrics: Mapping[str, Any]) -> str:
     return f"the loss term {terms[0]}" if terms else "a gradient"
 
 
-def _failing(run: Run, seed_index: int, steps: int, learned: bool) -> Failing:
+def _failing(run: Run, seed_index: int, learned: bool) -> Failing:
     names = tuple(sorted(run.schedules))
     if hasattr(run.driver, "mesh"):
         return failing_on_device(run.driver, run.config, names, seed_index)

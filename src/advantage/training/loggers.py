@@ -10,6 +10,7 @@ import datetime
 import importlib.util
 import json
 import os
+import pathlib
 import re
 import sys
 import tempfile
@@ -19,6 +20,8 @@ from collections.abc import Mapping, Sequence
 from typing import IO, Any, SupportsFloat
 
 import numpy as np
+
+from advantage.disk import replace_file
 
 DEBUG, INFO, WARN, ERROR, DISABLED = 10, 20, 30, 40, 50
 
@@ -187,9 +190,7 @@ class JSONWriter(KVWriter):
             with open(path, encoding="utf-8") as file:
                 lines = [line for line in file if line.endswith("\n")]
             lines = [line for line in lines if not _is_after(json.loads(line).get(STEPS), until)]
-            with open(f"{path}.new", "w", encoding="utf-8") as file:
-                file.writelines(lines)
-            os.replace(f"{path}.new", path)
+            replace_file(pathlib.Path(path), "".join(lines).encode())
         self._file = open(path, "a" if append else "w", encoding="utf-8")
 
     def write(self, key_values: Mapping[str, Any], key_excluded: Excluded, step: int = 0) -> None:

@@ -164,8 +164,8 @@ class _Hook:
     def __init__(self, run: Run, interrupt: Interrupt):
         self.run, self.interrupt = run, interrupt
         # A chunk that was begun when the checkpoint was written has been announced.
-        rows = None if run.resumed is None else run.resumed["driver"]["rows"]
-        self.begun = rows is not None and (rows["count"] < rows["length"] if rows["episodes"] is None else rows["episodes"] > 0)
+        rows = run.driver._rows
+        self.begun = run.resumed is not None and rows is not None and not rows.full()
 
     def __call__(self, step: Any) -> bool:
         run, callback = self.run, self.run.callback

@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 
 from advantage.envs.normalise import sync_envs_normalization
+from advantage.disk import replace_file
 from advantage.training.callbacks import BaseCallback, ConvertCallback, as_callback
 from advantage.training.evaluation import Episodes, check_spaces, evaluate_every_seed, spec_to_evaluate
-from advantage.training.files import replace_file
 from advantage.training.hyperparameters import whole
 from advantage.training.progress import LiveProgress
 
@@ -45,7 +45,7 @@ Folder = str | os.PathLike[str]
 # -- how often ------------------------------------------------------------------------------------------
 
 
-class _Multiples:
+class Multiples:
     """Notices when environment steps reach or pass a multiple of a frequency."""
 
     def __init__(self) -> None:
@@ -180,7 +180,7 @@ class EveryNTimesteps(EventCallback):
         super().__init__(callback)
         self.n_steps = whole("n_steps", n_steps)
         self.last_time_trigger = 0
-        self._multiples = _Multiples()
+        self._multiples = Multiples()
 
     def _on_training_start(self) -> None:
         self._multiples.start(self.num_timesteps)
@@ -289,7 +289,7 @@ class EvalCallback(EventCallback):
         self.evaluations_results: list[np.ndarray] = []
         self.evaluations_length: list[np.ndarray] = []
         self.evaluations_successes: list[np.ndarray] = []
-        self._multiples = _Multiples()
+        self._multiples = Multiples()
         self._told = False
 
     def _init_callback(self) -> None:
@@ -414,7 +414,7 @@ class CheckpointCallback(BaseCallback):
         self.save_replay_buffer, self.save_vecnormalize = save_replay_buffer, save_vecnormalize
         if os.path.basename(name_prefix) != name_prefix:
             raise ValueError(f"name_prefix={name_prefix!r} has to be part of a file name: folders go in save_path")
-        self._multiples = _Multiples()
+        self._multiples = Multiples()
         self._told = False
 
     def _init_callback(self) -> None:

@@ -18,7 +18,6 @@ from advantage.training.checkpoints import Checkpoints, NotACheckpoint, versions
 from advantage.training.files import NotAModel
 from advantage.training.hyperparameters import whole
 
-
 KEPT = 3
 """How many checkpoints stay where nobody says."""
 
@@ -32,12 +31,11 @@ def planned_checkpoints(
         ValueError: an argument is no whole number, or there is no folder for what is asked.
         OSError: the folder cannot be written to.
     """
-    if resumed is not None:
-        kept = resumed["plan"]["checkpoints"]
-        given, folder = every, resumed["folder"] if folder is None and kept else folder
-        every = kept.get("every") if given is None else given
-        most = kept.get("most", most) if most == KEPT else most
-        every = None if folder is None and given is None else every
+    kept = {} if resumed is None else resumed["plan"]["checkpoints"]
+    if kept:
+        folder = resumed["folder"] if folder is None else folder
+        every = kept["every"] if every is None else every
+        most = kept["most"] if most == KEPT else most
     if folder is None:
         if every is not None:
             raise ValueError(f"checkpoint_every={every} needs checkpoint_dir, the folder that checkpoints go to")
