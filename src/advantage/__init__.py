@@ -13,6 +13,11 @@ __version__ = "0.1.0"
 _HOME = {
     "DQN": "advantage.models",
     "PPO": "advantage.models",
+    "SAC": "advantage.models",
+    "TD3": "advantage.models",
+    "DDPG": "advantage.models",
+    "NormalActionNoise": "advantage.equations.noise",
+    "OrnsteinUhlenbeckActionNoise": "advantage.equations.noise",
     "ALGORITHMS": "advantage.models",
     "DummyVecEnv": "advantage.envs.vec_env",
     "SubprocVecEnv": "advantage.envs.subproc",
@@ -71,7 +76,8 @@ if TYPE_CHECKING:
     from advantage.experiments.preset import Preset, preset
     from advantage.experiments.reward_monitor import RewardMonitor
     from advantage.experiments.suggest import suggest
-    from advantage.models import ALGORITHMS, DQN, PPO
+    from advantage.equations.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise
+    from advantage.models import ALGORITHMS, DDPG, DQN, PPO, SAC, TD3
     from advantage.training.callbacks import BaseCallback, CallbackList
     from advantage.training.evaluation import evaluate_policy
     from advantage.training.ready_callbacks import (

@@ -26,7 +26,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 import advantage
-from advantage.algorithms import dqn, ppo
+from advantage.algorithms import ddpg, dqn, ppo, sac, td3
 from advantage.algorithms.normalised import Normalised, normalised_agent
 from advantage.drivers.common import streams
 from advantage.drivers.fused import FusedDriver
@@ -88,7 +88,7 @@ STORED_OPTIONS = ("seed", "verbose", "stats_window_size", "n_envs", "vec_env")
 # Fields that the face fills from elsewhere: `policy_kwargs`, or the driver.
 HIDDEN_FIELDS = {
     "net_arch", "activation_fn", "ortho_init", "log_std_init", "full_std", "use_expln",
-    "features_extractor", "exploration_rate",
+    "features_extractor", "exploration_rate", "n_critics", "clip_mean",
 }  # fmt: skip
 
 
@@ -912,7 +912,25 @@ class PPO(Model):
     algorithm, log_interval, log_episodes = ppo, 1, False
 
 
-ALGORITHMS: dict[str, type[Model]] = {"DQN": DQN, "PPO": PPO}
+class SAC(Model):
+    """Soft actor-critic (Haarnoja et al., 2018): `SAC("MlpPolicy", env).learn(total_timesteps)`."""
+
+    algorithm, log_interval, log_episodes = sac, 4, True
+
+
+class TD3(Model):
+    """Twin delayed DDPG (Fujimoto et al., 2018): `TD3("MlpPolicy", env).learn(total_timesteps)`."""
+
+    algorithm, log_interval, log_episodes = td3, 4, True
+
+
+class DDPG(Model):
+    """Deep deterministic policy gradient (Lillicrap et al., 2016): `DDPG("MlpPolicy", env).learn(total_timesteps)`."""
+
+    algorithm, log_interval, log_episodes = ddpg, 4, True
+
+
+ALGORITHMS: dict[str, type[Model]] = {"DQN": DQN, "PPO": PPO, "SAC": SAC, "TD3": TD3, "DDPG": DDPG}
 
 
 def algorithm_named(name: Any) -> type[Model]:

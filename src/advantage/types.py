@@ -96,6 +96,12 @@ class Space:
         """`(low, high)` of a box, as read-only arrays of its shape and dtype."""
         return _unbound(self.low, self.shape, self.dtype), _unbound(self.high, self.shape, self.dtype)
 
+    @functools.cache  # noqa: B019  (as above)
+    def stretch(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """`(low, high, half the width)` of a box, in its dtype."""
+        low, high = self.bounds()
+        return low, high, (0.5 * high - 0.5 * low).astype(low.dtype)
+
     def zeros(self, leading: tuple[int, ...] = ()) -> PyTree[np.ndarray]:
         """NumPy zeros of this space's structure with `leading` axes in front."""
         if self.kind == "dict":
@@ -286,6 +292,33 @@ def to_env(space: Space, action: Array | np.ndarray) -> Array | np.ndarray:
     if space.kind == "multi_discrete" and any(space.start):
         return action + np.reshape(np.asarray(space.start, np.int32), shape)
     return action
+
+
+def rescale_to_env(space: Space, action: Array | np.ndarray) -> Array | np.ndarray:
+    """What the environment receives for a policy's action within [-1, 1]: stretched to the bounds of the Box.
+
+    Works on NumPy and on JAX arrays `[..., *space.shape]`.
+    """
+    shape = (1,) * (action.ndim - len(space.shape)) + space.shape
+    low, high, half = space.stretch()
+    # Clipped last: the product may be rounded to just outside.
+    stretched = low.reshape(shape) + (action + 1.0) * half.reshape(shape)
+    return stretched.clip(low.reshape(shape), high.reshape(shape))
+
+
+def require_bounds(algorithm: str, space: Space) -> None:
+    """Raise `ValueError` unless a Box has finite bounds that differ: what `rescale_to_env` stretches to."""
+    low, high = space.bounds()
+    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+        raise ValueError(
+            f"{algorithm} stretches its actions to the bounds of the action space, and {space.to_gymnasium()} has"
+            " infinite ones: wrap the environment in gymnasium.wrappers.RescaleAction or give the Box finite bounds"
+        )
+    if (low >= high).any():
+        raise ValueError(
+            f"{algorithm} cannot choose where the bounds of the action space {space.to_gymnasium()} leave no width"
+            f" (component {int(np.argmax((low >= high).ravel()))}): leave that component out"
+        )
 
 
 def require(config: Any, low: int | float, high: int | float, *names: str) -> None:

@@ -13,6 +13,7 @@ from advantage.equations.distributions import Key
 from advantage.equations.objectives import action_values, huber, td_target
 from advantage.equations.returns import Scalar
 from advantage.equations.schedules import Linear, Schedule
+from advantage.memory.replayed import check_replay, frequency
 from advantage.memory.uniform import Batch
 from advantage.networks import optimisers
 from advantage.networks.mlp import Activation
@@ -67,6 +68,7 @@ class Config(eqx.Module):
     exploration_initial_eps: Scalar = 1.0  # epsilon at the start
     exploration_final_eps: Scalar = 0.05  # epsilon from then on
     max_grad_norm: Scalar = 10.0  # largest joint norm of the gradient
+    updates_per_step: float | None = eqx.field(static=True, default=None)  # in place of gradient_steps: per environment step
     net_arch: tuple[int, ...] = eqx.field(static=True, default=(64, 64))  # layer widths
     activation_fn: Activation = eqx.field(static=True, default=jax.nn.relu)  # between hidden layers
     features_extractor: Callable[..., eqx.Module] | None = eqx.field(static=True, default=None)
@@ -77,45 +79,23 @@ class Config(eqx.Module):
     exploration_rate: Scalar = 1.0  # epsilon now: set from its schedule before every update
 
     @property
-    def frequency(self) -> tuple[int, str]:
-        """`train_freq` as `(k, unit)`."""
-        return (self.train_freq, "step") if isinstance(self.train_freq, int) else self.train_freq
-
-    @property
     def steps_per_update(self) -> int:
         """T, in steps of the whole vector of environments (the least, where episodes are counted)."""
-        count, unit = self.frequency
+        count, unit = frequency(self)
         return count if unit == "step" else 1
 
     @property
     def episodes_per_update(self) -> int | None:
         """Episodes that make an update, where `train_freq` counts episodes."""
-        count, unit = self.frequency
+        count, unit = frequency(self)
         return count if unit == "episode" else None
 
     def check(self, spec: Spec, num_envs: int) -> list[str]:
         """Raise `ValueError` for settings that cannot work; return notes on what will be done with others."""
-        require(self, 1, math.inf, "buffer_size", "batch_size", "n_steps", "target_update_interval")
-        require(self, 0, math.inf, "learning_rate", "learning_starts", "max_grad_norm")
+        require(self, 1, math.inf, "target_update_interval")
+        require(self, 0, math.inf, "learning_rate", "max_grad_norm")
         require(self, 0, 1, "tau", "gamma", "exploration_fraction", "exploration_initial_eps", "exploration_final_eps")
-        require(self, -1, math.inf, "gradient_steps")
-        count, unit = self.frequency
-        if unit not in ("step", "episode") or count < 1:
-            raise ValueError(
-                f"train_freq={self.train_freq!r} is not understood: give a positive number of steps, (k, 'step')"
-                " or (k, 'episode')"
-            )
-        if self.buffer_size < self.batch_size:
-            raise ValueError(
-                f"batch_size={self.batch_size} is larger than buffer_size={self.buffer_size}:"
-                " raise buffer_size or lower batch_size"
-            )
-        if self.buffer_size // num_envs < max(self.steps_per_update, self.n_steps):
-            raise ValueError(
-                f"buffer_size={self.buffer_size} holds {self.buffer_size // num_envs} rows for each of"
-                f" {num_envs} environments, fewer than one update collects ({self.steps_per_update}) or"
-                f" n_steps={self.n_steps} needs: raise buffer_size"
-            )
+        check_replay(self, num_envs)
         return []
 
 

@@ -46,6 +46,11 @@ class State(eqx.Module):
     normaliser: Normaliser
 
     @property
+    def steps(self) -> Array:
+        """The algorithm's."""
+        return self.inner.steps
+
+    @property
     def n_updates(self) -> Array:
         """The algorithm's."""
         return self.inner.n_updates

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from advantage.equations.distributions import Key
+from advantage.equations.noise import HeldNoise, held_noise, state_dependent_noise
 from advantage.equations.objectives import (
     clipped_surrogate,
     clipped_value,
@@ -160,20 +161,12 @@ def init(config: Config, spec: Spec, key: Key) -> State:
     return State(network, optimisers.init(config.optimizer, network), jnp.int32(0), key)
 
 
-class Noise(NamedTuple):
-    """gSDE's exploration between two draws: unit normals `[N, L, D]` and the steps since the last draw."""
-
-    normals: Float[Array, "N L D"]
-    age: Array
-
-
-def initial_carry(config: Config, spec: Spec, num_envs: int) -> tuple[()] | Noise:
+def initial_carry(config: Config, spec: Spec, num_envs: int) -> tuple[()] | HeldNoise:
     """No carry, or gSDE's noise, drawn at the first step."""
     if not config.use_sde:
         return ()
     log_std = jax.eval_shape(lambda: init(config, spec, jax.random.PRNGKey(0))).network.actor.log_std
-    components = math.prod(spec.action.shape)
-    return Noise(jnp.zeros((num_envs, log_std.shape[0], components), jnp.float32), jnp.int32(0))
+    return held_noise(num_envs, log_std.shape[0], math.prod(spec.action.shape))
 
 
 def actor(config: Config, state: State) -> Actor:
@@ -193,12 +186,8 @@ def act(
     if not config.use_sde:
         return distribution.sample(key).reshape(shape), carry
     every = config.n_steps if config.sde_sample_freq < 1 else config.sde_sample_freq
-    fresh = carry.age % every == 0
-    normals = jax.lax.cond(
-        fresh, lambda: jax.random.normal(key, carry.normals.shape), lambda: carry.normals
-    )
-    noise = jnp.einsum("nl,nld->nd", latent, normals * actor.std()[None])
-    return (distribution.mean + noise).reshape(shape), Noise(normals, (carry.age + 1) % every)
+    noise, carry = state_dependent_noise(carry, latent, actor.std(), every, key)
+    return (distribution.mean + noise).reshape(shape), carry
 
 
 def schedules(config: Config) -> dict[str, Schedule]:

@@ -1,7 +1,7 @@
-"""Distributions over actions: one class a kind of action space, all with the same four methods.
+"""Distributions over actions, with the same methods: `log_prob(action)`, `entropy()`, `sample(key)`, `mode()`.
 
-`log_prob(action)`, `entropy()`, `sample(key)`, `mode()`; batch axes lead, and an action of several
-components is one action: its log-probability is the sum over its components.
+Batch axes lead, and an action of several components is one action: its log-probability is the sum over its
+components.
 """
 
 import equinox as eqx

@@ -1,6 +1,8 @@
 """The update of off-policy algorithms: remember a chunk, then learn from what is remembered."""
 
+import fractions
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +12,55 @@ from jaxtyping import Array
 
 from advantage.equations.threefry import written_out
 from advantage.memory import uniform
-from advantage.types import NONFINITE, Chunk, Metrics, Spec
+from advantage.types import NONFINITE, Chunk, Metrics, Spec, require
+
+
+def frequency(config: Any) -> tuple[int, str]:
+    """`train_freq` as `(k, unit)`."""
+    return (config.train_freq, "step") if isinstance(config.train_freq, int) else config.train_freq
+
+
+def check_replay(config: Any, num_envs: int) -> None:
+    """Raise `ValueError` for settings of replay and of its updates that cannot work."""
+    require(config, 1, math.inf, "buffer_size", "batch_size", "n_steps")
+    require(config, 0, math.inf, "learning_starts")
+    require(config, -1, math.inf, "gradient_steps")
+    count, unit = frequency(config)
+    if unit not in ("step", "episode") or count < 1:
+        raise ValueError(
+            f"train_freq={config.train_freq!r} is not understood: give a positive number of steps, (k, 'step')"
+            " or (k, 'episode')"
+        )
+    if config.buffer_size < config.batch_size:
+        raise ValueError(
+            f"batch_size={config.batch_size} is larger than buffer_size={config.buffer_size}:"
+            " raise buffer_size or lower batch_size"
+        )
+    rows = config.buffer_size // num_envs
+    if rows < max(config.steps_per_update, config.n_steps):
+        raise ValueError(
+            f"buffer_size={config.buffer_size} holds {rows} rows for each of"
+            f" {num_envs} environments, fewer than one update collects ({config.steps_per_update}) or"
+            f" n_steps={config.n_steps} needs: raise buffer_size"
+        )
+    if not 0 < (config.updates_per_step or 1) <= MOST_UPDATES:
+        raise ValueError(
+            f"updates_per_step={config.updates_per_step!r} is out of range: give gradient steps for each environment"
+            f" step, above 0 and up to {MOST_UPDATES}, or None"
+        )
+
+
+def gradient_steps(config: Any, before: Array, collected: Array) -> Array:
+    """How many gradient steps follow `collected` environment steps, of which `before` came earlier.
+
+    By `updates_per_step` what is owed after all steps, less what was owed before: fractions are not lost.
+    """
+    if config.updates_per_step is None:
+        return collected if config.gradient_steps < 0 else jnp.int32(config.gradient_steps)
+    ratio = fractions.Fraction(config.updates_per_step).limit_denominator(1000)
+    top, bottom = ratio.numerator, ratio.denominator
+    within = before % bottom  # as good as `before`, and no product overflows
+    return (within + collected) * top // bottom - within * top // bottom
 
 
 def init_memory(config: Any, spec: Spec, num_envs: int) -> uniform.Replay:
@@ -25,20 +75,24 @@ def drawn(config: Any, state: Any, memory: uniform.Replay) -> tuple[Any, uniform
     return state._replace(key=jax.random.key_data(key)), batch
 
 
+MOST_UPDATES = 1000
+
+
 @functools.cache
 def replayed_update(algorithm: Any) -> Callable[..., tuple[Any, uniform.Replay, Metrics]]:
     """`update(config, state, memory, chunk)` of an off-policy algorithm (see `types.Algorithm`).
 
     `observe`, `push`, then `sample` and `learn` for `config.gradient_steps` times (-1: as often as rows were
-    collected), none before more than `config.learning_starts` rows are remembered. One loop with a traced
+    collected), or by `config.updates_per_step`; none before more than `config.learning_starts` rows are remembered. One loop with a traced
     bound: neither compile time nor a branch depends on the number of steps.
     """
 
     def update(config: Any, state: Any, memory: uniform.Replay, chunk: Chunk):
+        before = state.steps
         state = algorithm.observe(config, state, chunk)
         memory = uniform.push(memory, chunk)
         collected = jnp.sum(chunk.valid.astype(jnp.int32))
-        wanted = collected if config.gradient_steps < 0 else jnp.int32(config.gradient_steps)
+        wanted = gradient_steps(config, before, collected)
         # What counts is what is remembered: a model loaded from a file comes without its memory.
         held, capacity = jnp.sum(memory.size), memory.reward.shape[0]
         # Nothing collected, nothing to learn from: an all-invalid chunk changes no bit.

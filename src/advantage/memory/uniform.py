@@ -66,12 +66,16 @@ def push(memory: Replay, chunk: Chunk) -> Replay:
     written = jnp.sum(valid, axis=0)
     kept = chunk.valid & (before >= written[None] - capacity)  # two rows of one slot: either might win
     row = jnp.where(kept, row, num_envs * capacity)  # out of range: dropped
+    # XLA would rewrite a scatter of one row so that it copies the ring: it gets another one to drop.
+    alone = row.size == 1
+    row = jnp.pad(row, ((0, 1), (0, 0)), constant_values=num_envs * capacity) if alone else row
     # A row after one that was left out goes on with nothing that is remembered.
     after_gap = jnp.concatenate([jnp.zeros_like(chunk.valid[:1]), ~chunk.valid[:-1]])
     flags = jnp.where(chunk.is_first | after_gap, FIRST, 0)
     flags |= jnp.where(chunk.terminated, TERMINATED, 0) | jnp.where(chunk.truncated, TRUNCATED, 0)
 
     def write(ring: Array, new: Array) -> Array:
+        new = jnp.concatenate([new, new]) if alone else new
         return ring.at[row].set(new.astype(ring.dtype), mode="drop")
 
     return Replay(

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from advantage.networks import optimisers
 from advantage.networks.actor_critic import Architecture
+from advantage.networks.continuous import Widths
 from advantage.networks.mlp import Activation
 
 ACTIVATIONS: dict[str, Activation] = {
@@ -28,7 +29,9 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 
 # `Config` fields that are words of `policy_kwargs`; others are arguments of the model itself.
-WORDS = ("net_arch", "activation_fn", "ortho_init", "log_std_init", "full_std", "use_expln")
+WORDS = (
+    "net_arch", "activation_fn", "ortho_init", "log_std_init", "full_std", "use_expln", "n_critics", "clip_mean",
+)  # fmt: skip
 
 # Words that need nothing done, with the only value that means so.
 NEUTRAL = {"normalize_images": True, "share_features_extractor": True, "squash_output": False}
@@ -58,11 +61,32 @@ def network_fields(config_class: type, policy_kwargs: Mapping[str, Any]) -> dict
             near = difflib.get_close_matches(name, [*known, *NEUTRAL, "features_extractor_class"], n=1)
             raise TypeError(f"policy_kwargs has no {name!r} here" + (f": did you mean {near[0]!r}?" if near else ""))
         if name == "net_arch":
-            value = architecture(value) if isinstance(defaults[name], Architecture) else widths(value)
+            value = _net_arch(defaults[name], value)
         elif name == "activation_fn":
             value = activation(value)
         fields[name] = value
     return fields
+
+
+def _net_arch(default: Any, net_arch: Any) -> Any:
+    """`net_arch` in the form that the default has."""
+    forms = {Architecture: architecture, Widths: actor_and_critics}
+    return forms.get(type(default), widths)(net_arch)
+
+
+def actor_and_critics(net_arch: Any) -> Widths:
+    """`[256, 256]`, or `dict(pi=[256, 256], qf=[400, 300])`.
+
+    Raises:
+        ValueError: none of these forms.
+    """
+    if isinstance(net_arch, Widths):
+        return net_arch
+    if not isinstance(net_arch, Mapping):
+        return Widths(widths(net_arch), widths(net_arch))
+    if set(net_arch) != {"pi", "qf"}:
+        raise ValueError(f"net_arch has keys {sorted(net_arch)}: expected 'pi' (actor) and 'qf' (critics)")
+    return Widths(widths(net_arch["pi"]), widths(net_arch["qf"]))
 
 
 def architecture(net_arch: Any) -> Architecture:

@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from advantage.equations.noise import KNOWN as NOISE
 from advantage.equations.returns import Scalar
 from advantage.equations.schedules import Linear, Schedule, Table, parse
 from advantage.networks.actor_critic import Architecture
+from advantage.networks.continuous import Widths
 from advantage.networks.optimisers import named
 from advantage.networks.policy_kwargs import ACTIVATIONS
 from advantage.training.files import NotAModel
@@ -117,10 +119,11 @@ def describe(config: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     plain, labels = {}, {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if callable(value):
+        if callable(value) or hasattr(value, "label"):
             labels[field.name] = label(value)
-        elif isinstance(value, Architecture):
-            plain[field.name] = {"architecture": [list(part) for part in value]}
+        elif isinstance(value, Architecture | Widths):
+            kind = "architecture" if isinstance(value, Architecture) else "widths"
+            plain[field.name] = {kind: [list(part) for part in value]}
         else:
             plain[field.name] = list(value) if isinstance(value, tuple) else value
     return plain, labels
@@ -146,8 +149,9 @@ def undescribe(default: Any, plain: Mapping[str, Any], labels: Mapping[str, Any]
     """
     values = {}
     for name, value in plain.items():
-        if isinstance(value, dict) and "architecture" in value:
-            value = Architecture(*[tuple(part) for part in value["architecture"]])
+        if isinstance(value, dict):
+            ((kind, parts),) = value.items()
+            value = {"architecture": Architecture, "widths": Widths}[kind](*map(tuple, parts))
         values[name] = tuple(value) if isinstance(value, list) else value
     for name, stored in labels.items():
         if name in given:
@@ -156,6 +160,8 @@ def undescribe(default: Any, plain: Mapping[str, Any], labels: Mapping[str, Any]
             values[name] = ACTIVATIONS[stored[1]]
         elif isinstance(stored, list) and stored[0] == "optimizer":
             values[name] = named(stored[1], tuple((k, _tuple(v)) for k, v in stored[2]))
+        elif isinstance(stored, list) and stored[0] == "noise":
+            values[name] = NOISE[stored[1]](**dict(stored[2]))
         elif stored == label(getattr(default, name)):
             values[name] = getattr(default, name)
         else:

@@ -1,0 +1,160 @@
+"""Actors and critics of off-policy continuous control: actions within [-1, 1], critics side by side."""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from advantage.equations.distributions import Key, positive_exponential, state_dependent_log_std
+from advantage.equations.soft import SquashedGaussian
+from advantage.networks.features import Flatten
+from advantage.networks.mlp import MLP, Activation, Linear, dense_networks
+from advantage.types import Space, Spec
+
+LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
+Features = Callable[[Space, Key], eqx.Module] | None
+
+
+class Widths(NamedTuple):
+    """SB3's `net_arch` for actors and critics: layer widths of each."""
+
+    pi: tuple[int, ...] = (256, 256)
+    qf: tuple[int, ...] = (256, 256)
+
+
+class GaussianActor(eqx.Module):
+    """A squashed Gaussian whose deviation is a function of the state, or gSDE's where `log_std` is a matrix."""
+
+    features: Flatten | eqx.Module
+    hidden: MLP
+    head: Linear
+    log_std: Float[Array, "L D"] | None
+    space: Space = eqx.field(static=True)
+    use_expln: bool = eqx.field(static=True, default=False)
+    clip_mean: float = eqx.field(static=True, default=2.0)
+
+    def latent(self, obs: PyTree) -> Float[Array, "*batch L"]:
+        """The last hidden layer."""
+        return self.hidden(self.features(obs))
+
+    def distribution(self, latent: Float[Array, "*batch L"]) -> SquashedGaussian:
+        """The distribution over actions, from the last hidden layer."""
+        out = self.head(latent)
+        if self.log_std is not None:
+            # Bounded as in SB3: nothing else keeps the mean from where the tangent is flat.
+            mean = jnp.clip(out, -self.clip_mean, self.clip_mean) if self.clip_mean > 0 else out
+            return SquashedGaussian(mean, state_dependent_log_std(latent, self.std()))
+        mean, log_std = jnp.split(out, 2, axis=-1)
+        return SquashedGaussian(mean, jnp.clip(log_std, LOG_STD_MIN, LOG_STD_MAX))
+
+    def std(self) -> Float[Array, "L D"]:
+        """The standard deviation of gSDE's noise matrix."""
+        return positive_exponential(self.log_std) if self.use_expln else jnp.exp(self.log_std)
+
+
+class DeterministicActor(eqx.Module):
+    """One action within [-1, 1] for each state."""
+
+    features: Flatten | eqx.Module
+    hidden: MLP
+    head: Linear
+    space: Space = eqx.field(static=True)
+
+    def __call__(self, obs: PyTree) -> Float[Array, "*batch D"]:
+        return jnp.tanh(self.head(self.hidden(self.features(obs))))
+
+
+class Critics(eqx.Module):
+    """C action-value functions side by side; `hidden` and `head` have a leading axis C."""
+
+    features: Flatten | eqx.Module
+    hidden: MLP
+    head: Linear
+
+    def __call__(self, obs: PyTree, action: Float[Array, "*batch D"]) -> Float[Array, "C *batch"]:
+        x = jnp.concatenate([self.features(obs), action], axis=-1)
+        return jax.vmap(lambda hidden, head: head(hidden(x))[..., 0])(self.hidden, self.head)
+
+    def first(self, obs: PyTree, action: Float[Array, "*batch D"]) -> Float[Array, "*batch"]:
+        """The value of the first critic alone."""
+        hidden, head = jax.tree.map(lambda x: x[:1], (self.hidden, self.head))
+        return Critics(self.features, hidden, head)(obs, action)[0]
+
+
+def gaussian_actor(
+    spec: Spec,
+    key: Key,
+    *,
+    net_arch: tuple[int, ...] = (256, 256),
+    activation: Activation = jax.nn.relu,
+    use_sde: bool = False,
+    log_std_init: float = -3.0,
+    use_expln: bool = False,
+    clip_mean: float = 2.0,
+    features: Features = None,
+) -> GaussianActor:
+    """SB3's actor of SAC. `features` replaces the flattening of observations: `features(space, key)` gives a
+    module with `size` that maps `[*batch, ...]` to `[*batch, size]`."""
+    components = action_components(spec)
+    outputs = components if use_sde else 2 * components
+    extractor, hidden, head = _network(spec, key, net_arch, outputs, activation, features)
+    log_std = jnp.full((head.weight.shape[0], components), log_std_init, jnp.float32) if use_sde else None
+    return GaussianActor(extractor, hidden, head, log_std, spec.action, use_expln, clip_mean)
+
+
+def deterministic_actor(
+    spec: Spec,
+    key: Key,
+    *,
+    net_arch: tuple[int, ...] = (256, 256),
+    activation: Activation = jax.nn.relu,
+    features: Features = None,
+) -> DeterministicActor:
+    """SB3's actor of TD3; `features` as for `gaussian_actor`."""
+    network = _network(spec, key, net_arch, action_components(spec), activation, features)
+    return DeterministicActor(*network, spec.action)
+
+
+def critics(
+    spec: Spec,
+    key: Key,
+    *,
+    net_arch: tuple[int, ...] = (256, 256),
+    activation: Activation = jax.nn.relu,
+    n_critics: int = 2,
+    features: Features = None,
+) -> Critics:
+    """`n_critics` action-value functions, which share `features` (as for `gaussian_actor`) and nothing else."""
+    components = action_components(spec)
+    features_key, key = jax.random.split(key)
+    extractor = Flatten(spec.observation) if features is None else features(spec.observation, features_key)
+
+    def one(key: Key) -> tuple[MLP, Linear]:
+        return _layers(key, extractor.size + components, net_arch, 1, activation)
+
+    return Critics(extractor, *jax.vmap(one)(jax.random.split(key, n_critics)))
+
+
+def action_components(spec: Spec) -> int:
+    """The numbers of an action."""
+    return math.prod(spec.action.shape)
+
+
+def _network(
+    spec: Spec, key: Key, net_arch: tuple[int, ...], outputs: int, activation: Activation, features: Features
+) -> tuple[eqx.Module, MLP, Linear]:
+    features_key, key = jax.random.split(key)
+    extractor = Flatten(spec.observation) if features is None else features(spec.observation, features_key)
+    return extractor, *_layers(key, extractor.size, net_arch, outputs, activation)
+
+
+def _layers(key: Key, inputs: int, net_arch: tuple[int, ...], outputs: int, activation: Activation) -> tuple[MLP, Linear]:
+    """Hidden layers and an output layer, from torch's default initialisation."""
+    (hidden,), (head,) = dense_networks(
+        key, [(inputs, net_arch)], [((inputs, *net_arch)[-1], outputs, 1.0)], activation, ortho_init=False
+    )
+    return hidden, head
