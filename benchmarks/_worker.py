@@ -18,6 +18,7 @@ from typing import Any
 import jobs
 
 MODULES = {"ours": "advantage", "sb3": "stable_baselines3", "sbx": "sbx", "jax": "jax"}
+CONTRIB = {"TQC", "CrossQ"}  # in SB3's sister package
 DISTRIBUTIONS = {
     "ours": ("advantage", "jax", "jaxlib", "equinox", "numpy", "gymnasium"),
     "sb3": ("stable_baselines3", "torch", "numpy", "gymnasium"),
@@ -154,7 +155,8 @@ def measure_training(library: str, run: jobs.Run) -> dict[str, Any]:
 
 def load(library: str, algorithm: str) -> Any:
     """The class, with one thread for peers that use torch."""
-    found = getattr(importlib.import_module(MODULES[library]), algorithm)
+    module = "sb3_contrib" if library == "sb3" and algorithm in CONTRIB else MODULES[library]
+    found = getattr(importlib.import_module(module), algorithm)
     if library in ("sb3", "sbx"):
         import torch
 

@@ -56,6 +56,8 @@ PPO = {"n_steps": 256, "batch_size": 256, "n_epochs": 10}
 # SB3's defaults; this one is named because SBX's default differs.
 DQN = {"target_update_interval": 10_000}
 
+CONTROL = {"policy_kwargs": {"net_arch": [256, 256]}}
+
 # SB3 takes 10 to 20 s for the timed part. In `fused` runs a step's cost doesn't depend on the policy (a reset
 # is computed at every step), so they may be longer, to be measurable; runs on Gymnasium take as many steps as
 # SB3's, since episodes grow longer, and resets rarer, as the agents learn.
@@ -72,6 +74,16 @@ RUNS: dict[str, Run] = {
     "dqn-gym": _DQN,
     "dqn-gym-8seeds": _DQN._replace(seeds=8),
     "dqn-fused": _DQN_FUSED,
+    # Off-policy continuous control: one environment, one gradient step a step, networks of 2 x 256.
+    **{
+        f"{name.lower()}-{env}": Run(name, ids, 1, CONTROL, warmup=200, steps=800)
+        for name in ("SAC", "TD3")
+        for env, ids in (("pendulum", "Pendulum-v1"), ("halfcheetah", "HalfCheetah-v5"))
+    },
+    "sac-pendulum-4seeds": Run("SAC", "Pendulum-v1", 1, CONTROL, warmup=200, steps=800, seeds=4, cores=2),
+    "sac-pendulum-20gradients": Run(
+        "SAC", "Pendulum-v1", 1, {**CONTROL, "gradient_steps": 20}, warmup=120, steps=60
+    ),
     # Compiling: few updates before the clock starts, since `compile_cpu` takes their cost off again.
     "ppo-gym-40epochs": _PPO._replace(settings={**PPO, "n_epochs": 40}, warmup=2_048, steps=8_192),
     "dqn-gym-64gradients": _DQN._replace(settings={**DQN, "gradient_steps": 64}, warmup=200, steps=1_200),
@@ -176,14 +188,40 @@ CHECKS: list[Check] = [
            Value("ours", "fused-plain", "wall_per_step"), 1.03),
 ]  # fmt: skip
 
-JOBS = list(dict.fromkeys(check.job for check in CHECKS))
+CONTINUOUS: list[Check] = [
+    *(
+        check
+        for job in ("sac-pendulum", "sac-halfcheetah", "td3-pendulum", "td3-halfcheetah")
+        for peer, target in (("sb3", 2.5), ("sbx", 1.2))
+        for check in _faster(job, peer, job, target)
+    ),
+    Check(
+        "sac-pendulum-4seeds", "sac-pendulum-4seeds: steps/s of all seeds on two cores / one seed on one core",
+        Value("ours", "sac-pendulum", "wall_per_step"), Value("ours", "sac-pendulum-4seeds", "wall_per_step"),
+        ">=", 1.8,
+    ),
+    _ratio("compile-continuous", "compile: SAC, gradient_steps 20 / 1",
+           Value("ours", "sac-pendulum-20gradients", "compile_cpu"),
+           Value("ours", "sac-pendulum", "compile_cpu"), 1.2),
+    _alone("compile-continuous", "compile: SAC, CPU-seconds", Value("ours", "sac-pendulum", "compile_cpu"), None),
+    _alone("compile-continuous", "compile: SBX's SAC, CPU-seconds", Value("sbx", "sac-pendulum", "compile_cpu"), None),
+]  # fmt: skip
+
+SUITES = {"speed": CHECKS, "continuous": CONTINUOUS}
+"""What is measured in one run, by the name of its results."""
+JOBS = list(dict.fromkeys(check.job for checks in SUITES.values() for check in checks))
 
 
 # -- learning ----------------------------------------------------------------------------------------
 
 
 class Learning(NamedTuple):
-    """A job whose learning curve is set beside SB3's. `solved`: a return to mark in the picture."""
+    """A job whose learning curve is set beside SB3's.
+
+    Attributes:
+        solved: a return to mark in the picture.
+        episodes: whole episodes of each evaluation.
+    """
 
     algorithm: str
     env: str
@@ -191,6 +229,7 @@ class Learning(NamedTuple):
     n_envs: int
     settings: Mapping[str, Any]
     solved: float | None = None
+    episodes: int = 20
 
 
 LEARNING: dict[str, Learning] = {
@@ -215,8 +254,15 @@ LEARNING: dict[str, Learning] = {
         {"n_steps": 1024, "gamma": 0.9, "gae_lambda": 0.95, "learning_rate": 1e-3, "use_sde": True,
          "sde_sample_freq": 4},
     ),
+    "sac-pendulum": Learning("SAC", "Pendulum-v1", 10_000, 1, {"learning_rate": 1e-3}),
+    "td3-pendulum": Learning(
+        "TD3", "Pendulum-v1", 10_000, 1,
+        {"gamma": 0.98, "buffer_size": 200_000, "learning_starts": 1000, "learning_rate": 1e-3},
+    ),
+    "sac-hopper": Learning("SAC", "Hopper-v5", 100_000, 1, {"learning_starts": 10_000}, episodes=10),
+    "td3-hopper": Learning("TD3", "Hopper-v5", 100_000, 1, {"learning_starts": 10_000}, episodes=10),
+    "sac-halfcheetah": Learning("SAC", "HalfCheetah-v5", 100_000, 1, {"learning_starts": 10_000}, episodes=10),
 }  # fmt: skip
 EVALUATIONS = 10
-EPISODES = 20
 EVALUATION_SEED = 10_000
 """Episode i of every evaluation is reset with this seed plus i."""

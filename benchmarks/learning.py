@@ -5,7 +5,7 @@
     python benchmarks/learning.py --copy-sb3 FILE               # SB3's lines of our jobs into sb3.jsonl
 
 Protocol: ten evenly spaced evaluations, at `steps * (k + 1) / 10` environment steps; each is 20 whole
-episodes of the deterministic policy, episode i on a fresh `gymnasium.make(env)` reset with seed 10_000 + i.
+episodes (10 of MuJoCo's) of the deterministic policy, episode i on a fresh `gymnasium.make(env)` reset with seed 10_000 + i.
 `final` is one more, after the last update. Settings: `LEARNING` in `jobs.py`. All seeds of a job train at
 once, in one process (`seeds=K`), on environments from Gymnasium; `seconds` is the training of all of them
 together, without the evaluations. A line of `learning.jsonl` is one seed, in the shape of SB3's lines.
@@ -69,10 +69,10 @@ def train(name: str, seeds: int, steps: int | None = None) -> list[Line]:
     model = getattr(advantage, job.algorithm)(
         "MlpPolicy", job.env, n_envs=job.n_envs, seed=0, seeds=seeds, **job.settings
     )
-    evaluations = Evaluations(model, job.env, seeds, steps)
+    evaluations = Evaluations(model, job, seeds, steps)
     model.learn(steps, callback=evaluations)
     seconds = evaluations.stop_clock()
-    final = [evaluate(model, job.env, index) for index in range(seeds)]
+    final = [evaluate(model, job.env, index, job.episodes) for index in range(seeds)]
     versions = {"advantage": advantage.__version__}
     versions |= {package: importlib.metadata.version(package) for package in ("jax", "equinox", "gymnasium")}
     lines = [
@@ -95,8 +95,8 @@ class Evaluations:
         returns: mean return of each evaluation, `[evaluations][seeds]`.
     """
 
-    def __init__(self, model: Any, env_id: str, seeds: int, steps: int):
-        self.model, self.env_id, self.seeds, self.steps = model, env_id, seeds, steps
+    def __init__(self, model: Any, job: jobs.Learning, seeds: int, steps: int):
+        self.model, self.job, self.seeds, self.steps = model, job, seeds, steps
         self.at: list[int] = []
         self.returns: list[list[float]] = []
         self.seconds, self.since = 0.0, time.perf_counter()
@@ -106,7 +106,7 @@ class Evaluations:
         if self.model.num_timesteps >= self.steps * (len(self.at) + 1) / jobs.EVALUATIONS:
             self.stop_clock()
             self.at.append(self.model.num_timesteps)
-            self.returns.append([evaluate(self.model, self.env_id, index) for index in range(self.seeds)])
+            self.returns.append([evaluate(self.model, self.job.env, index, self.job.episodes) for index in range(self.seeds)])
             self.since = time.perf_counter()
         return True
 
@@ -116,7 +116,7 @@ class Evaluations:
         return self.seconds
 
 
-def evaluate(model: Any, env_id: str, seed_index: int, episodes: int = jobs.EPISODES) -> float:
+def evaluate(model: Any, env_id: str, seed_index: int, episodes: int) -> float:
     """Mean return of the deterministic policy; the episodes run side by side, for one `predict` a step.
 
     Which episodes are still running changes nothing for the others, and finished ones keep their last

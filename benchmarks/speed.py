@@ -1,6 +1,7 @@
 """Speed beside Stable-Baselines3 and SBX: the same jobs, one process each, in turns.
 
     python benchmarks/speed.py                          # all jobs, three rounds: about 15 minutes
+    python benchmarks/speed.py --suite continuous       # off-policy continuous control: about 20 minutes
     python benchmarks/speed.py --job ppo-gym --rounds 1 # one job; its results go to .bench/
 
 Peers cannot live in our environment: they get their own under `.bench/` on first use, unless told where they
@@ -38,8 +39,9 @@ ROOT = Path(__file__).resolve().parents[1]
 WORKER = ROOT / "benchmarks" / "_worker.py"
 BENCH = ROOT / ".bench"
 PEERS = {
-    "sb3": ("torch==2.13.0", "stable-baselines3==2.9.2", "gymnasium==1.4.0", "numpy==2.4.6"),
-    "sbx": ("torch==2.13.0", "stable-baselines3==2.9.2", "gymnasium==1.4.0", "numpy==2.4.6",
+    "sb3": ("torch==2.13.0", "stable-baselines3==2.9.2", "sb3-contrib==2.9.2",
+            "gymnasium[mujoco]==1.4.0", "numpy==2.4.6"),
+    "sbx": ("torch==2.13.0", "stable-baselines3==2.9.2", "gymnasium[mujoco]==1.4.0", "numpy==2.4.6",
             "sbx-rl==0.28.0", "jax==0.10.2", "jaxlib==0.10.2", "flax==0.12.8", "optax==0.2.8"),
 }  # fmt: skip
 TIMEOUT = 300
@@ -52,7 +54,7 @@ Child = tuple[str, str]
 def main() -> int:
     """Measure, write and print; 1 if a child failed or a target was missed."""
     options = arguments()
-    checks = [check for check in jobs.CHECKS if check.job in options.job]
+    checks = [check for checks in jobs.SUITES.values() for check in checks if check.job in options.job]
     children = list(dict.fromkeys((v.library, v.run) for c in checks for v in (c.top, c.bottom) if v))
     pythons = {library: python_of(library, options) for library in dict(children)}
     before, date = os.getloadavg(), datetime.datetime.now(datetime.UTC)
@@ -71,7 +73,7 @@ def main() -> int:
         "checks": [judge(check, rounds) for check in checks],
         "measurements": {f"{library} {run}": [r[library, run] for r in rounds] for library, run in children},
     }
-    write(report, options.out)
+    write(report, options.out, options.suite)
     return 0 if all(check["met"] is not False for check in report["checks"]) else 1
 
 
@@ -81,6 +83,7 @@ def arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--job", action="append", choices=jobs.JOBS, help="only this one; may be repeated")
+    parser.add_argument("--suite", choices=jobs.SUITES, default="speed", help="which jobs, and their results' name")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, help="folder of the results")
     for peer in PEERS:
@@ -88,7 +91,7 @@ def arguments() -> argparse.Namespace:
     options = parser.parse_args()
     # A few jobs must not replace the results of all.
     options.out = options.out or (BENCH if options.job else ROOT / "benchmarks" / "results")
-    options.job = options.job or jobs.JOBS
+    options.job = options.job or [check.job for check in jobs.SUITES[options.suite]]
     return options
 
 
@@ -251,26 +254,26 @@ def versions(rounds: list[dict[Child, dict[str, Any]]]) -> dict[str, dict[str, s
     return found
 
 
-def write(report: dict[str, Any], folder: Path) -> None:
-    """`speed.json` and `speed.md`; the table is printed too."""
+def write(report: dict[str, Any], folder: Path, suite: str) -> None:
+    """`SUITE.json` and `SUITE.md`; the table is printed too."""
     folder.mkdir(parents=True, exist_ok=True)
-    text = markdown(report)
-    (folder / "speed.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    (folder / "speed.md").write_text(text, encoding="utf-8")
+    text = markdown(report, suite)
+    (folder / f"{suite}.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    (folder / f"{suite}.md").write_text(text, encoding="utf-8")
     print(text)
 
 
-def markdown(report: dict[str, Any]) -> str:
+def markdown(report: dict[str, Any], suite: str) -> str:
     """The results as a page."""
     where = report["machine"]
     loads = " to ".join(f"{where[key][0]:.2f}" for key in ("load_before", "load_after"))
     lines = [
-        "# Speed",
+        "# Speed" + ("" if suite == "speed" else f": {suite} control"),
         "",
         f"`{report['command']}`, {report['date']}; "
         f"{where['cpu']}, {where['cores']} cores, {where['system']}; "
         f"load average {loads}. How it was measured: the head of `benchmarks/speed.py`; jobs and settings: "
-        "`benchmarks/jobs.py`; every measurement: `speed.json`.",
+        f"`benchmarks/jobs.py`; every measurement: `{suite}.json`.",
         "",
         *(
             f"- {library}: {', '.join(f'{name} {version}' for name, version in sorted(found.items()))}"

@@ -35,7 +35,7 @@ ROOMS = {
     "drivers": {"types", "equations", "envs"},
     "training": FOUNDATION | {"disk", "envs", "drivers", "__init__"},  # networks: model files name their activations and optimisers
     "normalising": FOUNDATION | {"algorithms", "envs"},  # a `VecNormalize` meets a model's algorithm
-    "models": FOUNDATION | {"memory", "algorithms", "envs", "drivers", "training", "normalising", "__init__"},
+    "models": FOUNDATION | {"platform", "memory", "algorithms", "envs", "drivers", "training", "normalising", "__init__"},
     "experiments": {"types", "equations", "envs", "drivers", "training", "models", "__init__"},
     "llm": {"types", "equations", "networks", "training"},
     "cli": {"types", "envs", "training", "models", "experiments", "__init__"},

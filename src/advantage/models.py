@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import functools
 import inspect
+import math
 import os
 import pathlib
 import uuid
@@ -26,7 +27,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 import advantage
-from advantage.algorithms import ddpg, dqn, ppo, sac, td3
+from advantage.algorithms import ddpg, discrete_sac, dqn, ppo, sac, td3
 from advantage.algorithms.normalised import Normalised, normalised_agent
 from advantage.drivers.common import streams
 from advantage.drivers.fused import FusedDriver
@@ -41,6 +42,7 @@ from advantage.envs.vector import to_rows
 from advantage.equations.schedules import Linear, Schedule
 from advantage.memory.replayed import drawn, init_memory, replayed_update
 from advantage.networks.policy_kwargs import network_fields
+from advantage.platform import room_on
 from advantage.normalising import Held, composed, merged, plain_settings, read, settings_of, taking
 from advantage.training import loggers
 from advantage.training.callbacks import as_callback
@@ -181,6 +183,12 @@ class Model:
         if reset_num_timesteps and self.num_timesteps and resumed is None:
             self._driver.reset()
             self._set(num_timesteps=0)
+        starts = getattr(self._config, "learning_starts", -1)
+        if self.num_timesteps + steps <= starts:
+            warnings.warn(
+                f"learning_starts={starts} is not reached in total_timesteps={steps}: all steps are random, nothing is"
+                " learned; lower it or train longer", UserWarning, stacklevel=2,
+            )  # fmt: skip
         name = tb_log_name or (resumed["plan"]["name"] if resumed else type(self).__name__)
         self._set(_logger=self._make_logger(name, reset_num_timesteps, resumed))
         if log_interval == -1:
@@ -594,6 +602,20 @@ class Model:
             )
         for note in self._config.check(spec, num_envs):
             warnings.warn(note, UserWarning, stacklevel=5)
+        self._check_room(spec, num_envs)
+
+    def _check_room(self, spec: Spec, num_envs: int) -> None:
+        """Raise `ValueError` where the replay memories of all seeds are larger than the machine's memory."""
+        make = agent_of(self.algorithm).init_memory
+        one = jax.eval_shape(lambda: make(self._config, spec, num_envs))
+        needed = self.num_seeds * sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(one))
+        room = room_on(self._device)
+        if needed > room:
+            fits = int(self._config.buffer_size * room / needed)
+            raise ValueError(
+                f"buffer_size={self._config.buffer_size} needs {needed / 2**30:.1f} GiB for {self.num_seeds} seed(s), and"
+                f" the {self._device.platform} has {room / 2**30:.1f} GiB in all: at most {fits:,} fit; keep well below"
+            )
 
     # -- what was learned --------------------------------------------------------------------------
 
@@ -918,6 +940,12 @@ class SAC(Model):
     algorithm, log_interval, log_episodes = sac, 4, True
 
 
+class DiscreteSAC(Model):
+    """SAC for discrete actions (Christodoulou, 2019): `DiscreteSAC("MlpPolicy", env).learn(total_timesteps)`."""
+
+    algorithm, log_interval, log_episodes = discrete_sac, 4, True
+
+
 class TD3(Model):
     """Twin delayed DDPG (Fujimoto et al., 2018): `TD3("MlpPolicy", env).learn(total_timesteps)`."""
 
@@ -930,7 +958,9 @@ class DDPG(Model):
     algorithm, log_interval, log_episodes = ddpg, 4, True
 
 
-ALGORITHMS: dict[str, type[Model]] = {"DQN": DQN, "PPO": PPO, "SAC": SAC, "TD3": TD3, "DDPG": DDPG}
+ALGORITHMS: dict[str, type[Model]] = {
+    face.__name__: face for face in (DQN, PPO, SAC, DiscreteSAC, TD3, DDPG)
+}
 
 
 def algorithm_named(name: Any) -> type[Model]:

@@ -17,6 +17,13 @@ import jax
 CPU_COMPILER = "xla_cpu_disable_loop_unrolling,xla_cpu_small_while_loop_byte_threshold=100000"
 
 
+def room_on(device: jax.Device) -> float:
+    """Bytes of memory that a device has in all; infinite where it does not say."""
+    if device.platform == "cpu":
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) if hasattr(os, "sysconf") else float("inf")
+    return float((device.memory_stats() or {}).get("bytes_limit", float("inf")))
+
+
 def _cores() -> int:
     """The cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

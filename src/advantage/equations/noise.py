@@ -102,19 +102,24 @@ KNOWN = {kind.__name__: kind for kind in (NormalActionNoise, OrnsteinUhlenbeckAc
 
 
 def action_noise(value: Any) -> ActionNoise | None:
-    """What `action_noise` may be given as: an object of these classes, a number (sigma of Gaussian noise), None.
+    """What `action_noise` may be given as: an object of these classes, None, or the deviation of Gaussian noise.
+
+    Also as text, for the command line and presets: `0.1`, `normal_0.1`, `ornstein-uhlenbeck_0.5`.
 
     Raises:
         ValueError: anything else.
     """
     if value is None or isinstance(value, ActionNoise):
         return value
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return NormalActionNoise(0.0, value)
-    raise ValueError(
-        f"action_noise={value!r} is not understood: give a number (the deviation of Gaussian noise), a"
-        " NormalActionNoise or an OrnsteinUhlenbeckActionNoise of advantage"
-    )
+    kind, _, sigma = str(value).rpartition("_")
+    kinds = {"": NormalActionNoise, "normal": NormalActionNoise, "ornstein-uhlenbeck": OrnsteinUhlenbeckActionNoise}
+    try:
+        return kinds[kind](0.0, float(sigma))
+    except (KeyError, ValueError):
+        raise ValueError(
+            f"action_noise={value!r} is not understood: give a deviation such as 0.1, 'ornstein-uhlenbeck_0.1', a"
+            " NormalActionNoise or an OrnsteinUhlenbeckActionNoise of advantage"
+        ) from None
 
 
 def initial_noise(noise: ActionNoise | None, num_envs: int, components: int) -> Any:

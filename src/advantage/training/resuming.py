@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import numpy as np
 import safetensors
 import safetensors.numpy
 
@@ -129,10 +130,14 @@ def take_memory(driver: Any, path: str | os.PathLike[str]) -> None:
 
     Raises:
         FileNotFoundError: there is no such file.
-        NotAModel: it is damaged, or of other sizes.
+        NotAModel: it is damaged, of other sizes, or holds a number that is NaN or infinite.
     """
     try:
-        put_memory(driver, safetensors.numpy.load_file(path))
+        arrays = safetensors.numpy.load_file(path)
+        bad = next((name for name, x in arrays.items() if x.dtype.kind == "f" and not np.isfinite(x).all()), None)
+        if bad is not None:
+            raise ValueError(f"{bad} holds a NaN or an infinity, from which nothing can be learned")
+        put_memory(driver, arrays)
     except FileNotFoundError:
         raise
     except (OSError, ValueError, safetensors.SafetensorError) as error:

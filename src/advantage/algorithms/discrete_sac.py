@@ -1,0 +1,248 @@
+"""Soft actor-critic for discrete actions (Christodoulou, 2019, https://arxiv.org/abs/1910.07207)."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from advantage.equations.distributions import Categorical, Key, masked
+from advantage.equations.objectives import chosen, squared_error, td_target
+from advantage.equations.returns import Scalar
+from advantage.equations.schedules import Schedule
+from advantage.equations.soft import soft_update, temperature_objective
+from advantage.memory.replayed import check_replay, frequency
+from advantage.memory.uniform import Batch
+from advantage.networks import optimisers
+from advantage.networks.continuous import Widths
+from advantage.networks.discrete import CategoricalActor, DiscreteCritics, categorical_actor, discrete_critics
+from advantage.networks.mlp import Activation
+from advantage.networks.optimisers import Optimizer, adam, descend
+from advantage.types import NONFINITE, Chunk, Metrics, Observed, Spec, require
+from advantage.types import to_env as to_env  # Discrete is shifted by its start
+
+ACTION_SPACES = ("discrete",)
+LOGGED = {"learning_rate": "train/learning_rate"}
+
+
+def soft_value(
+    actor: CategoricalActor, critics: DiscreteCritics, alpha: Array, obs: PyTree
+) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
+    """`(sum_a pi(a | s) (min_i Q_i(s, a) - alpha log pi(a | s)), entropy)`: no sampling (eq. 10 and 12)."""
+    log_probs = jax.nn.log_softmax(actor(obs).logits)
+    value = jnp.min(critics(obs), axis=0)
+    return jnp.sum(jnp.exp(log_probs) * (value - alpha * log_probs), axis=-1), actor(obs).entropy()
+
+
+def critic_loss(
+    config: "Config", critics: DiscreteCritics, target: Float[Array, " B"], batch: Batch
+) -> tuple[Float[Array, ""], Metrics]:
+    """Half the squared error of each critic at the action taken, added up (eq. 4), to be minimised."""
+    values = critics(batch.obs)
+    value = jax.vmap(lambda one: chosen(one, batch.action))(values)
+    errors = squared_error(value, jnp.broadcast_to(target[None], value.shape))
+    total = 0.5 * jnp.sum(jnp.mean(errors, axis=1))
+    return total, {"train/critic_loss": total, "train/q_value": jnp.mean(value)}
+
+
+def actor_loss(
+    config: "Config", actor: CategoricalActor, critics: DiscreteCritics, alpha: Array, obs: PyTree
+) -> tuple[Float[Array, ""], Float[Array, " B"]]:
+    """`(minus the soft value, entropy)` (eq. 12), to be minimised."""
+    value, entropy = soft_value(actor, critics, alpha, obs)
+    return -jnp.mean(value), entropy
+
+
+class Config(eqx.Module):
+    """DiscreteSAC's hyper-parameters under the names and with the defaults of SAC."""
+
+    learning_rate: Scalar = 3e-4  # step size of all three optimisers; 1e-4 to 1e-3
+    buffer_size: int = eqx.field(static=True, default=1_000_000)  # transitions remembered, all environments
+    learning_starts: int = eqx.field(static=True, default=100)  # random steps before learning
+    batch_size: int = eqx.field(static=True, default=256)  # transitions per gradient step
+    tau: Scalar = 0.005  # share of the critics that their targets take over
+    gamma: Scalar = 0.99  # discount per step; 0.9 to 0.9999
+    train_freq: int | tuple[int, str] = eqx.field(static=True, default=1)  # vector steps or episodes per update
+    gradient_steps: int = eqx.field(static=True, default=1)  # per update; -1: as many as steps collected
+    n_steps: int = eqx.field(static=True, default=1)  # steps of a return before it bootstraps; 1 to 10
+    ent_coef: float | str = eqx.field(static=True, default="auto")  # temperature alpha; auto_0.1: learned, from 0.1 on
+    target_update_interval: int = eqx.field(static=True, default=1)  # gradient steps between updates of the targets
+    target_entropy: float | str = eqx.field(static=True, default="auto")  # auto: half the entropy of chance
+    updates_per_step: float | None = eqx.field(static=True, default=None)  # in place of gradient_steps: per environment step
+    net_arch: Widths = eqx.field(static=True, default=Widths())  # layer widths
+    activation_fn: Activation = eqx.field(static=True, default=jax.nn.relu)  # between hidden layers
+    n_critics: int = eqx.field(static=True, default=2)  # of which the least value counts
+    features_extractor: Callable[..., eqx.Module] | None = eqx.field(static=True, default=None)
+    optimizer: Optimizer = eqx.field(static=True, default=adam)  # function of the learning rate
+    actor: Callable[..., Any] = eqx.field(static=True, default=categorical_actor)
+    critics: Callable[..., Any] = eqx.field(static=True, default=discrete_critics)
+    critic_loss: Callable[..., tuple[Array, Metrics]] = eqx.field(static=True, default=critic_loss)
+    actor_loss: Callable[..., tuple[Array, Array]] = eqx.field(static=True, default=actor_loss)
+
+    @property
+    def steps_per_update(self) -> int:
+        """T, in steps of the whole vector of environments (the least, where episodes are counted)."""
+        count, unit = frequency(self)
+        return count if unit == "step" else 1
+
+    @property
+    def episodes_per_update(self) -> int | None:
+        """Episodes that make an update, where `train_freq` counts episodes."""
+        count, unit = frequency(self)
+        return count if unit == "episode" else None
+
+    @property
+    def first_alpha(self) -> float:
+        """The temperature at the start."""
+        text = str(self.ent_coef)
+        return float(text.removeprefix("auto_")) if text != "auto" else 1.0
+
+    def check(self, spec: Spec, num_envs: int) -> list[str]:
+        """Raise `ValueError` for settings that cannot work; return notes on what will be done with others."""
+        require(self, 0, math.inf, "learning_rate")
+        require(self, 0, 1, "tau", "gamma")
+        require(self, 1, math.inf, "target_update_interval", "n_critics")
+        check_replay(self, num_envs)
+        for name, usual in (("ent_coef", "auto, auto_0.1"), ("target_entropy", "auto")):
+            text = str(getattr(self, name))
+            try:
+                fits = text == "auto" or math.isfinite(float(text.removeprefix("auto_")))
+            except ValueError:
+                fits = False
+            if not fits or (name == "ent_coef" and (self.first_alpha < 0 or (self.first_alpha == 0 and "auto" in text))):
+                raise ValueError(f"{name}={text!r} is not understood: give {usual} or a number")
+        return []
+
+
+class Optimizers(NamedTuple):
+    """States of the three optimisers."""
+
+    actor: PyTree
+    critics: PyTree
+    alpha: PyTree
+
+
+class State(NamedTuple):
+    """All that DiscreteSAC learns."""
+
+    actor: CategoricalActor
+    critics: DiscreteCritics
+    target_critics: DiscreteCritics
+    log_alpha: Array  # logarithm of the temperature, where it is learned
+    optimizer: Optimizers
+    steps: Array  # environment steps, up to 2^31 - 1: only compared with learning_starts
+    n_updates: Array  # gradient steps so far
+    key: Array
+
+
+def init(config: Config, spec: Spec, key: Key) -> State:
+    """A fresh agent."""
+    actor_key, critics_key, key = jax.random.split(key, 3)
+    common = {"activation": config.activation_fn, "features": config.features_extractor}
+    actor = config.actor(spec, actor_key, net_arch=config.net_arch.pi, **common)
+    critics = config.critics(
+        spec, critics_key, net_arch=config.net_arch.qf, n_critics=config.n_critics, **common
+    )
+    log_alpha = jnp.float32(math.log(config.first_alpha) if learns_temperature(config) else 0.0)
+    optimizers = Optimizers(
+        optimisers.init(config.optimizer, actor),
+        optimisers.init(config.optimizer, critics),
+        optimisers.init(adam, log_alpha),
+    )
+    targets = jax.tree.map(jnp.copy, critics)  # their own buffers: both are donated
+    return State(actor, critics, targets, log_alpha, optimizers, jnp.int32(0), jnp.int32(0), key)
+
+
+def initial_carry(config: Config, spec: Spec, num_envs: int) -> tuple[()]:
+    """No carry."""
+    return ()
+
+
+class Actor(NamedTuple):
+    """What acting needs."""
+
+    policy: CategoricalActor
+    random: Bool[Array, ""]  # until `learning_starts`
+
+
+def actor(config: Config, state: State) -> Actor:
+    """The policy, and whether its place is taken by chance."""
+    return Actor(state.actor, state.steps < config.learning_starts)
+
+
+def act(
+    config: Config, actor: Actor, carry: tuple[()], observed: Observed, key: Key, explore: bool
+) -> tuple[Int[Array, " N"], tuple[()]]:
+    """Sample actions `[N]`, or take the likeliest; legal ones."""
+    distribution = actor.policy(observed.obs)
+    if explore:
+        # Until learning starts every action is as likely.
+        distribution = Categorical(jnp.where(actor.random, 0.0, distribution.logits))
+    if observed.action_mask is not None:
+        distribution = masked(distribution, observed.action_mask)
+    return distribution.sample(key).astype(jnp.int32) if explore else distribution.mode(), carry
+
+
+def schedules(config: Config) -> dict[str, Schedule]:
+    """Fields that change over training by themselves: none."""
+    return {}
+
+
+def observe(config: Config, state: State, chunk: Chunk) -> State:
+    """Count a chunk's steps."""
+    collected = jnp.sum(chunk.valid, dtype=jnp.int32)
+    return state._replace(steps=state.steps + jnp.minimum(collected, jnp.iinfo(jnp.int32).max - state.steps))
+
+
+def learns_temperature(config: Config) -> bool:
+    """Whether the temperature is learned."""
+    return str(config.ent_coef).startswith("auto")
+
+
+def learn(config: Config, state: State, batch: Batch) -> tuple[State, Metrics]:
+    """One gradient step of critics, actor and temperature; of those whose gradients are finite."""
+    alpha = jnp.exp(state.log_alpha) if learns_temperature(config) else jnp.float32(config.first_alpha)
+    next_value, _ = soft_value(state.actor, state.target_critics, alpha, batch.next_obs)
+    target = td_target(batch.reward, batch.discount, next_value)
+    (_, metrics), gradients = jax.value_and_grad(config.critic_loss, argnums=1, has_aux=True)(
+        config, state.critics, target, batch
+    )
+    critics, critics_optimizer, critics_applied = _descend(config, state.critics, gradients, state.optimizer.critics)
+    # As in SB3 the actor follows the critics that have just been improved, all with the temperature of before.
+    (policy_loss, entropy), gradients = jax.value_and_grad(config.actor_loss, argnums=1, has_aux=True)(
+        config, state.actor, critics, alpha, batch.obs
+    )
+    actor, actor_optimizer, actor_applied = _descend(config, state.actor, gradients, state.optimizer.actor)
+    log_alpha, alpha_optimizer, alpha_loss = _warmer(config, state, entropy)
+    due = (state.n_updates % config.target_update_interval == 0) & critics_applied
+    targets = soft_update(state.target_critics, critics, jnp.where(due, config.tau, 0.0))
+    metrics |= {"train/actor_loss": policy_loss, "train/ent_coef": alpha, "train/ent_coef_loss": alpha_loss}
+    metrics["train/entropy"] = jnp.mean(entropy)
+    metrics[NONFINITE] = (~(critics_applied & actor_applied)).astype(jnp.float32)
+    optimizers = Optimizers(actor_optimizer, critics_optimizer, alpha_optimizer)
+    new = State(
+        actor, critics, targets, log_alpha, optimizers, state.steps, state.n_updates + 1, state.key
+    )
+    return new, metrics
+
+
+def _warmer(config: Config, state: State, entropy: Float[Array, " B"]) -> tuple[Array, PyTree, Array]:
+    """The temperature's step towards the target entropy: `(log_alpha, optimiser, loss)`."""
+    automatic = config.target_entropy == "auto"
+    target_entropy = 0.5 * math.log(state.actor.head.bias.shape[-1]) if automatic else float(config.target_entropy)
+
+    def objective(log_alpha: Array) -> Array:
+        return jnp.mean(temperature_objective(log_alpha, -entropy, target_entropy))
+
+    loss, gradient = jax.value_and_grad(objective)(state.log_alpha)
+    log_alpha, optimizer, _ = descend(
+        adam, config.learning_rate, math.inf, state.log_alpha, gradient, state.optimizer.alpha, learns_temperature(config)
+    )
+    return log_alpha, optimizer, loss
+
+
+def _descend(config: Config, network: PyTree, gradients: PyTree, optimizer: PyTree) -> tuple[PyTree, PyTree, Array]:
+    return descend(config.optimizer, config.learning_rate, math.inf, network, gradients, optimizer)
