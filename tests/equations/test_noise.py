@@ -58,8 +58,8 @@ def test_ornstein_uhlenbeck_is_the_recursion(initial):
         drawn, carry = noise.draw(jnp.asarray(carry), jnp.asarray(begins), key, 2)
         found.append(drawn)
     np.testing.assert_allclose(found, by_hand(noise, is_first, normals), atol=1e-6)
-    # One number stands for all components.
-    assert OrnsteinUhlenbeckActionNoise(0.0, 0.2).initial(3, 2).shape == (3, 2)
+    # One number stands for all components; the first noise can be asked for inside a compiled program.
+    np.testing.assert_array_equal(jax.jit(lambda: OrnsteinUhlenbeckActionNoise(0.0, 0.2).initial(3, 2))(), np.zeros((3, 2)))
 
 
 def test_ornstein_uhlenbeck_drifts():
