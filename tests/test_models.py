@@ -20,7 +20,7 @@ import pytest
 import safetensors.numpy
 
 import advantage
-from advantage import ALGORITHMS, DQN, PPO, Linear, evaluate_policy, make_vec_env
+from advantage import ALGORITHMS, DDPG, DQN, PPO, SAC, TD3, Linear, evaluate_policy, make_vec_env
 from advantage.networks.features import Flatten
 from advantage.training.files import NotAModel
 from advantage.training.loggers import KVWriter, Logger
@@ -36,6 +36,7 @@ SMALL = {
     "DQN": {"learning_starts": 4, "buffer_size": 64, "batch_size": 4},
 }
 FACES = [PPO, DQN]
+CONTINUOUS = [SAC, TD3, DDPG]
 OBS = np.array([0.1, -0.2, 0.03, 0.4], np.float32)
 
 
@@ -139,7 +140,7 @@ def test_sb3s_getting_started():
 # -- signatures -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("face", FACES)
+@pytest.mark.parametrize("face", [*FACES, *CONTINUOUS])
 def test_signature_has_sb3s_names_order_and_defaults(face):
     """Every argument of SB3's constructor is there, in its order and with its default."""
     theirs = SIGNATURES[face.__name__]

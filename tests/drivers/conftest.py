@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from advantage.algorithms import dqn, ppo
+from advantage.algorithms import ddpg, dqn, ppo, sac, td3
 from advantage.drivers.common import streams
 from advantage.envs.jax import Transition, reset_envs, step_envs
 from advantage.envs.vec_env import DummyVecEnv
@@ -41,6 +41,12 @@ class EndingsGym(gymnasium.Env):
 
     def _obs(self):
         return np.eye(5, dtype=np.float32)[self.place]
+
+
+class EndingsBoxGym(EndingsGym):
+    """The same with a Box action, which nothing depends on either."""
+
+    action_space = gymnasium.spaces.Box(-1.0, 1.0, (1,))
 
 
 class Echo(gymnasium.Env):
@@ -237,10 +243,8 @@ def same(ours, theirs):
 @pytest.fixture(scope="session")
 def toys():
     """What this file defines."""
-    agents = {
-        "recorder": Agent(Recorder, Recorder.update, empty_chunk),
-        "ppo": agent_of(ppo),
-        "dqn": agent_of(dqn),
-    }
+    learners = {"ppo": ppo, "dqn": dqn, "sac": sac, "td3": td3, "ddpg": ddpg}
+    agents = {name: agent_of(algorithm) for name, algorithm in learners.items()}
+    agents["recorder"] = Agent(Recorder, Recorder.update, empty_chunk)
     agents |= {"BaseCallback": BaseCallback, "DummyVecEnv": DummyVecEnv}
     return types.SimpleNamespace(**{**globals(), **agents})

@@ -6,19 +6,32 @@ import jax
 import numpy as np
 import pytest
 
-from advantage.algorithms import dqn, ppo
+from advantage.algorithms import ddpg, dqn, ppo, sac, td3
 from advantage.drivers.fused import FusedDriver
 from advantage.drivers.host import HostDriver
 from advantage.envs.jax import make_jax
 from advantage.envs.shaping import PotentialShaping
 from advantage.envs.wrappers import FrameStack, StickyActions, TimeLimit
+from advantage.equations.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise
 from advantage.equations.schedules import Linear
+from advantage.networks.continuous import Widths
 
 PPO = ppo.Config(n_steps=16, batch_size=16, n_epochs=2, learning_rate=3e-3, net_arch=ppo.Architecture((), (8,), (8,)))
 DQN = dqn.Config(
     learning_rate=3e-3, buffer_size=200, learning_starts=8, batch_size=8, train_freq=8, gradient_steps=2,
     target_update_interval=16, net_arch=(8,), exploration_fraction=0.9, n_steps=2,
 )  # fmt: skip
+
+REPLAY = {
+    "learning_rate": 3e-3, "buffer_size": 200, "learning_starts": 8, "batch_size": 8, "train_freq": 8,
+    "net_arch": Widths((8,), (8,)),
+}  # fmt: skip
+# Noise that lasts from step to step, from chunk to chunk, and none.
+CONTINUOUS = {
+    "sac": sac.Config(gradient_steps=2, n_steps=2, use_sde=True, sde_sample_freq=3, **REPLAY),
+    "td3": td3.Config(updates_per_step=0.25, action_noise=OrnsteinUhlenbeckActionNoise(0.0, 0.3, dt=0.1), **REPLAY),
+    "ddpg": ddpg.Config(gradient_steps=2, action_noise=NormalActionNoise(0.0, 0.1), **REPLAY),
+}
 
 
 def both(toys, env, agent, config, schedules, total, seeds=(3,)):
@@ -74,6 +87,17 @@ def test_partial_chunk_agrees(toys, name):
     assert_close(host.state, fused.state)
     if name == "dqn":
         assert int(host.seed_state(0).steps) == total
+
+
+@pytest.mark.parametrize("name", ["sac", "td3", "ddpg"])
+def test_continuous_actions_agree(toys, name):
+    """Three updates and a part of a fourth with actions stretched to other bounds and noise that is carried on."""
+    config, env = CONTINUOUS[name], make_jax("advantage/Pendulum-v1")
+    host, fused = both(toys, env, getattr(toys, name), config, {}, 3 * 16 + 7)
+    assert int(host.seed_state(0).n_updates) == int(fused.seed_state(0).n_updates) > 4
+    assert_close(host.state, fused.state)
+    assert_close(host.memory, fused.memory)
+    assert int(host.seed_state(0).steps) == 3 * 16 + 7
 
 
 def test_gsde_noise_agrees(toys):

@@ -3,6 +3,7 @@
 `probes.Endings` (see there) mixes terminations, truncations and both at once; its values are known.
 """
 
+import dataclasses
 import itertools
 
 import jax
@@ -11,36 +12,46 @@ import numpy as np
 import pytest
 
 from advantage import DQN, make_vec_env
-from advantage.algorithms import dqn, ppo
+from advantage.algorithms import ddpg, dqn, ppo, sac, td3
 from advantage.drivers.fused import FusedDriver
 from advantage.drivers.host import HostDriver
 from advantage.envs.probes import Endings, TimeLimitLoop
 from advantage.memory import uniform
+from advantage.networks.continuous import Widths
 from advantage.types import Agent, Chunk, sanitise, successor
 
 HOST = ["sync", "same", "next", "disabled"]
 KINDS = [*HOST, "jax"]
 GAMMA = 0.8
+REPLAY = {
+    "learning_rate": 0.03, "buffer_size": 600, "learning_starts": 50, "batch_size": 32, "train_freq": 8,
+    "gradient_steps": 8, "gamma": GAMMA,
+}  # fmt: skip
+TARGETS = {"tau": 0.3, "n_steps": 2, "net_arch": Widths((4,), ())}
 LEARNERS = {
     "ppo": ppo.Config(
         n_steps=32, batch_size=32, n_epochs=8, learning_rate=0.03, gamma=GAMMA, gae_lambda=0.9, max_grad_norm=10.0,
         net_arch=ppo.Architecture(),
     ),
-    "dqn": dqn.Config(
-        learning_rate=0.03, buffer_size=600, learning_starts=50, batch_size=32, train_freq=8, gradient_steps=8,
-        gamma=GAMMA, target_update_interval=64, net_arch=(), n_steps=2,
-    ),
+    "dqn": dqn.Config(target_update_interval=64, net_arch=(), n_steps=2, **REPLAY),
+    "sac": sac.Config(ent_coef=0.0, **TARGETS, **REPLAY),  # entropy would add to the values
+    "td3": td3.Config(**TARGETS, **REPLAY),
+    "ddpg": ddpg.Config(action_noise=0.5, **TARGETS, **REPLAY),
 }  # fmt: skip
-STEPS = {"ppo": 64 * 20, "dqn": 1600}
+CONTINUOUS = ["sac", "td3", "ddpg"]
+STEPS = {"ppo": 64 * 20, "dqn": 1600, "sac": 1600, "td3": 1600, "ddpg": 1600}
 ZEROS = {"learning_rate": lambda left: 0.03 * left}  # the noise of the last updates averages out
 
 
 def driver_of(toys, kind, agent, config, num_seeds, num_envs, env=None):
-    """A driver of one kind of environment, ready to run."""
+    """A driver of one kind of environment, ready to run; without `env` of `Endings`, with actions that fit."""
+    continuous = "box" in getattr(agent.algorithm, "ACTION_SPACES", ()) and "discrete" not in agent.algorithm.ACTION_SPACES
     if kind == "jax":
-        driver = FusedDriver(agent, env or Endings(), 5, num_seeds, num_envs, devices=jax.local_devices()[:1])
+        env = env or Endings(continuous)
+        driver = FusedDriver(agent, env, 5, num_seeds, num_envs, devices=jax.local_devices()[:1])
     else:
-        driver = HostDriver(agent, toys.vector_envs(kind, num_seeds, num_envs), 5)
+        make = toys.EndingsBoxGym if continuous else toys.EndingsGym
+        driver = HostDriver(agent, toys.vector_envs(kind, num_seeds, num_envs, make), 5)
     driver.init(config)
     return driver
 
@@ -175,14 +186,25 @@ def test_dummy_rows_are_invalid_and_alone(toys, kind):
         assert chunk.is_first[written, env][1:][~chunk.valid[written, env][:-1]].all()
 
 
-def learned(driver, name, seed):
-    """The values of the five places."""
-    network, places = driver.seed_state(seed).network, jnp.eye(5)
-    return np.asarray(network.value(places) if name == "ppo" else network(places).mean(axis=-1))
+def learned(driver, name, seed, obs=None):
+    """The values of the five places, or of other observations."""
+    state, obs = driver.seed_state(seed), jnp.eye(5) if obs is None else obs
+    if name in CONTINUOUS:
+        # Where the policy acts: critics that have seen nothing else are nowhere else right.
+        actor = state.actor
+        action = actor.distribution(actor.latent(obs)).mode() if name == "sac" else actor(obs)
+        return np.asarray(state.critics(obs, action).mean(axis=0))
+    return np.asarray(state.network.value(obs) if name == "ppo" else state.network(obs).mean(axis=-1))
 
 
-@pytest.mark.parametrize("name", ["ppo", "dqn"])
-@pytest.mark.parametrize("kind,num_seeds", [*((kind, 3) for kind in KINDS), ("sync", 1)])
+LEARNED = [
+    *itertools.product([*((kind, 3) for kind in KINDS), ("sync", 1)], ["ppo", "dqn"]),
+    *(((kind, 3), "sac") for kind in KINDS),
+    *itertools.product([("sync", 1), ("jax", 3)], ["td3", "ddpg"]),
+]
+
+
+@pytest.mark.parametrize("kind,num_seeds,name", [(*which, name) for which, name in LEARNED])
 def test_learned_values_are_the_true_ones(toys, kind, num_seeds, name):
     """Terminations end a return, truncations do not: the learned values are those in closed form."""
     config = LEARNERS[name]
@@ -194,7 +216,7 @@ def test_learned_values_are_the_true_ones(toys, kind, num_seeds, name):
         np.testing.assert_allclose(learned(driver, name, seed), truth, atol=0.2)
 
 
-@pytest.mark.parametrize("name", ["ppo", "dqn"])
+@pytest.mark.parametrize("name", ["ppo", "dqn", "sac"])
 def test_truncation_taken_for_termination_misses_the_values(toys, name):
     """The test above can tell: with the wrong update the ring's values are far too low."""
     right, config = getattr(toys, name), LEARNERS[name]
@@ -209,18 +231,17 @@ def test_truncation_taken_for_termination_misses_the_values(toys, name):
     assert (truth - learned(driver, name, 0))[3:].min() > 0.4
 
 
-@pytest.mark.parametrize("name", ["ppo", "dqn"])
+@pytest.mark.parametrize("name", LEARNERS)
 def test_a_time_limit_does_not_lower_the_value(toys, name):
     """Reward 1 for ever, cut every five steps, is worth 1 / (1 - gamma) = 5; taken for the end, 2.3."""
-    config, env = LEARNERS[name], TimeLimitLoop()
+    config, env = LEARNERS[name], TimeLimitLoop(continuous=name in CONTINUOUS)
     driver = driver_of(toys, "jax", getattr(toys, name), config, 1, 2, env)
     list(driver.run(config, ZEROS | getattr(toys, name).algorithm.schedules(config), 0, STEPS[name]))
-    network, obs = driver.seed_state(0).network, jnp.zeros((1, 1))
-    value = network.value(obs) if name == "ppo" else network(obs).mean(axis=-1)
+    value = learned(driver, name, 0, jnp.zeros((1, 1)))
     np.testing.assert_allclose(value, env.value(np.zeros((1, 1)), GAMMA), atol=0.6)
 
 
-def chunk_with_garbage(config, garbage):
+def chunk_with_garbage(config, garbage, continuous=False):
     """A chunk of `Endings` whose invalid rows hold zeros, or garbage."""
     rng = np.random.default_rng(0)
     lead = (config.steps_per_update, 2)
@@ -229,8 +250,9 @@ def chunk_with_garbage(config, garbage):
     flags = rng.random((3, *lead)) < 0.2
     flags[0, 4, 0] = True
     obs = np.eye(5, dtype=np.float32)[rng.integers(0, 5, lead)]
+    actions = rng.integers(0, 2, lead).astype(np.int32)
     chunk = Chunk(
-        obs, flags[0], None, rng.integers(0, 2, lead).astype(np.int32), rng.random(lead).astype(np.float32),
+        obs, flags[0], None, actions[..., None].astype(np.float32) if continuous else actions, rng.random(lead).astype(np.float32),
         flags[1], flags[2], valid, obs[::-1].copy(), obs[0],
     )  # fmt: skip
     if not garbage:
@@ -240,7 +262,7 @@ def chunk_with_garbage(config, garbage):
     chunk.obs[bad & ~after] = np.nan
     chunk.reward[bad] = np.inf
     chunk.final_obs[bad] = np.nan
-    chunk.action[bad] = 10**6
+    chunk.action[bad] = np.nan if continuous else 10**6
     for flag in (chunk.terminated, chunk.truncated, chunk.is_first):
         flag[bad] = ~flag[bad]
     last = chunk.last_obs.copy()
@@ -248,26 +270,24 @@ def chunk_with_garbage(config, garbage):
     return chunk._replace(last_obs=last)
 
 
-@pytest.mark.parametrize("name", ["ppo", "dqn"])
+@pytest.mark.parametrize("name", LEARNERS)
 def test_garbage_in_invalid_rows_changes_no_bit(toys, name):
     """NaN, infinities and illegal actions in rows that do not count reach nothing; none valid: the identity."""
-    agent, config = getattr(toys, name), LEARNERS[name]
-    if name == "dqn":
-        config = dqn.Config(
-            buffer_size=40, learning_starts=0, batch_size=8, train_freq=8, gradient_steps=3, net_arch=(), n_steps=2
-        )
-    spec = Endings().spec
+    agent, config, continuous = getattr(toys, name), LEARNERS[name], name in CONTINUOUS
+    if name != "ppo":
+        config = dataclasses.replace(config, buffer_size=40, learning_starts=0, batch_size=8, gradient_steps=3)
+    spec = Endings(continuous).spec
     state = agent.algorithm.init(config, spec, jax.random.PRNGKey(0))
     memory = agent.init_memory(config, spec, 2)
     update = jax.jit(agent.update, static_argnums=0)
     clean, dirty = (
-        update(config, state, memory, jax.tree.map(jnp.asarray, chunk_with_garbage(config, garbage)))
+        update(config, state, memory, jax.tree.map(jnp.asarray, chunk_with_garbage(config, garbage, continuous)))
         for garbage in (False, True)
     )
     for a, b in zip(jax.tree.leaves(clean), jax.tree.leaves(dirty), strict=True):
         np.testing.assert_array_equal(a, b)
         assert np.isfinite(np.asarray(a, np.float64)).all()
-    nothing = chunk_with_garbage(config, True)
+    nothing = chunk_with_garbage(config, True, continuous)
     nothing = nothing._replace(valid=np.zeros_like(nothing.valid), obs=nothing.obs * np.nan)
     after = update(config, *clean[:2], jax.tree.map(jnp.asarray, nothing))
     for a, b in zip(jax.tree.leaves(clean[:2]), jax.tree.leaves(after[:2]), strict=True):

@@ -20,7 +20,7 @@ faces = {
         parameter.name: described(parameter.default)
         for parameter in inspect.signature(getattr(stable_baselines3, name)).parameters.values()
     }
-    for name in ("DQN", "PPO")
+    for name in ("DQN", "PPO", "SAC", "TD3", "DDPG")
 }
 target = Path(__file__).with_name("sb3_signatures.json")
 target.write_text(json.dumps({"version": stable_baselines3.__version__, **faces}, indent=1) + "\n", encoding="utf-8")

@@ -317,7 +317,7 @@ class Rows:
 
     def begin(self, carry: PyTree, steps: np.ndarray) -> "Rows":
         """Start a chunk with the policy's carry, after `steps [S]` of each seed."""
-        self.count, self.began, self.carry = 0, steps, carry if carry == () else jax.tree.map(jnp.copy, carry)
+        self.count, self.began, self.carry = 0, steps, jax.tree.map(jnp.copy, carry)
         self.arrays.flags[:, 1:3], self.arrays.flags[:, 3] = False, True
         return self
 

@@ -84,7 +84,8 @@ class OrnsteinUhlenbeckActionNoise:
 
     def initial(self, num_envs: int, components: int) -> Float[np.ndarray, "N D"]:
         """The noise before the first step."""
-        return np.broadcast_to(np.asarray(_row(self.initial_noise, components)), (num_envs, components)).copy()
+        # NumPy's own: inside a compiled program JAX's numbers could not be read.
+        return np.broadcast_to(np.asarray(self.initial_noise, np.float32), (num_envs, components)).copy()
 
     def draw(
         self, carry: Float[Array, "N D"], is_first: Bool[Array, " N"], key: Key, components: int
