@@ -342,3 +342,17 @@ def test_algorithms(run):
     assert code == 0 and all(name in out for name in ALGORITHMS)
     assert max(map(len, out.splitlines())) <= 80
     assert "arXiv:1707.06347" in out and "off-policy" in out and "multi_binary" in out
+
+
+def test_a_walker_by_its_preset(run, tmp_path, monkeypatch):
+    """MuJoCo: the preset is found by the id; where MuJoCo can draw, the film is written."""
+    monkeypatch.delenv("MUJOCO_GL", raising=False)
+    monkeypatch.delenv("DISPLAY", raising=False)
+    small = "--set learning_starts=20 batch_size=8 buffer_size=100 policy_kwargs.net_arch=[8]"
+    code, out, err = run(f"train SAC HalfCheetah-v5 --total-timesteps 40 --seed 1 --out walker {small}")
+    assert code == 0, err
+    assert "preset" in out
+    code, out, err = run("watch walker/model.zip --gif walker.gif --max-steps 5")
+    if code:
+        pytest.skip(f"MuJoCo cannot draw here: {err.strip()[:200]}")
+    assert (tmp_path / "walker.gif").stat().st_size > 1000

@@ -295,6 +295,7 @@ def watch(
         if gif is None:
             raise Refusal(f"there is no display for a window: write a film with --gif {file.stem}.gif")
         os.environ["SDL_VIDEODRIVER"] = "dummy"  # SDL would complain about it in its own words
+        os.environ.setdefault("MUJOCO_GL", "egl")  # draws without a window; "osmesa" where there is no EGL
     model = _load(file)
     made = renderable(_env_of(model, env, file))
     fps = frames_per_second(made)

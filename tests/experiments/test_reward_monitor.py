@@ -17,6 +17,8 @@ from advantage.experiments.reward_monitor import divergence
 from advantage.training.loggers import configure
 from advantage.types import Spec
 
+# Agents that act at random all the time are wanted here.
+pytestmark = pytest.mark.filterwarnings("ignore:learning_starts=1000 is not reached")
 LIMIT = 10
 SETTINGS = {
     "n_steps": 16, "batch_size": 128, "n_epochs": 8, "learning_rate": 1e-3, "gamma": 0.99, "seed": 0,

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int, PyTree, UInt8
 
 from advantage.equations.distributions import Key
 from advantage.equations.returns import Scalar, n_step_return
-from advantage.types import Chunk, Spec, sanitise, successor
+from advantage.types import Chunk, Space, Spec, sanitise, successor
 
 FIRST, TERMINATED, TRUNCATED = np.uint8(1), np.uint8(2), np.uint8(4)
 
@@ -44,12 +44,13 @@ def init(spec: Spec, num_envs: int, capacity: int) -> Replay:
     """An empty memory of `capacity // num_envs` rows for each of `num_envs` environments."""
     rows = num_envs * (capacity // num_envs)
 
-    def zeros(leading: tuple[int, ...]) -> PyTree:
-        return jax.tree.map(jnp.asarray, spec.observation.zeros(leading))
+    def zeros(space: Space) -> PyTree:
+        # By shape: NumPy's zeros would be allocated even where only the sizes are asked for.
+        return jax.tree.map(lambda x: jnp.zeros((rows, *x.shape), x.dtype), space.zeros())
 
     counters = [jnp.zeros(num_envs, jnp.int32) for _ in range(2)]
-    action, reward = jnp.asarray(spec.action.zeros((rows,))), jnp.zeros(rows, jnp.float32)
-    return Replay(zeros((rows,)), zeros((rows,)), action, reward, jnp.zeros(rows, jnp.uint8), *counters)
+    obs, next_obs, action = zeros(spec.observation), zeros(spec.observation), zeros(spec.action)
+    return Replay(obs, next_obs, action, jnp.zeros(rows, jnp.float32), jnp.zeros(rows, jnp.uint8), *counters)
 
 
 def push(memory: Replay, chunk: Chunk) -> Replay:
