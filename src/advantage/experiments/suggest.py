@@ -18,7 +18,7 @@ from advantage.envs.jax import JaxEnv, is_jax_env, reset_envs, step_envs
 from advantage.envs.make import reserve_threads, resolve_env
 from advantage.experiments.cost import TRIAL_SECONDS, Cost, estimate, free_memory, policy_of, spec_of
 from advantage.experiments.preset import Preset, find_preset
-from advantage.models import ALGORITHMS, Model
+from advantage.models import ALGORITHMS, Model, algorithm_named
 from advantage.training.hyperparameters import whole
 from advantage.types import Space, Spec
 
@@ -175,17 +175,19 @@ def suggest(
         )
     budget = None if budget is None else whole("budget", budget)
     seeds = whole("seeds", seeds)
-    if algorithm is not None and algorithm.upper() not in ALGORITHMS:
-        raise ValueError(f"algorithm={algorithm!r} is not known: choose from {', '.join(ALGORITHMS)}")
+    try:
+        only = None if algorithm is None else algorithm_named(algorithm).__name__
+    except ValueError:
+        raise ValueError(f"algorithm={algorithm!r} is not known: choose from {', '.join(ALGORITHMS)}") from None
     reserve_threads(env)
     made = resolve_env(env, 1)
     name, spec = env if isinstance(env, str) else env.id, spec_of(made)
     speed = env_speed(made, ENV_SECONDS)
     choices, others = _choices(name, spec, is_jax_env(made))
-    wanted = [c for c in choices if algorithm is None or c.name == algorithm.upper()]
+    wanted = [c for c in choices if only in (None, c.name)]
     if not wanted:
         raise ValueError(
-            f"env={name!r}: " + "; ".join(others[n] for n in others if algorithm in (None, n, n.lower()))
+            f"env={name!r}: " + "; ".join(others[n] for n in others if only in (None, n))
         )
     ranked = sorted(wanted, key=lambda c: c.rank(speed < DEAR), reverse=True)
     best = ranked[0]
