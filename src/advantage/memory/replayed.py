@@ -43,7 +43,7 @@ def check_replay(config: Any, num_envs: int) -> None:
             f" {num_envs} environments, fewer than one update collects ({config.steps_per_update}) or"
             f" n_steps={config.n_steps} needs: raise buffer_size"
         )
-    if not 0 < (config.updates_per_step or 1) <= MOST_UPDATES:
+    if config.updates_per_step is not None and not 0 < config.updates_per_step <= MOST_UPDATES:
         raise ValueError(
             f"updates_per_step={config.updates_per_step!r} is out of range: give gradient steps for each environment"
             f" step, above 0 and up to {MOST_UPDATES}, or None"
