@@ -283,8 +283,10 @@ def test_bounds_that_nothing_can_be_stretched_to(face, low, high, match):
         (SAC, {"ent_coef": "auto_0"}, "ent_coef='auto_0'"),
         (SAC, {"ent_coef": -0.1}, "ent_coef=.*-0.1"),
         (SAC, {"target_entropy": "low"}, "target_entropy='low' is not understood"),
+        (SAC, {"target_entropy": "auto_1"}, "target_entropy='auto_1' is not understood: give auto or a number"),
         (SAC, {"updates_per_step": -1}, "updates_per_step=-1.* out of range: give gradient steps"),
         (TD3, {"updates_per_step": 0}, "updates_per_step=0.* out of range"),
+        (TD3, {"updates_per_step": 1e-4}, "updates_per_step=0.0001 is out of range"),  # rounded to none at all
         (DDPG, {"updates_per_step": float("nan")}, "updates_per_step=nan"),
         (SAC, {"action_noise": NormalActionNoise([0.0] * 3, 0.1)}, "3 components and the action 1"),
         (TD3, {"action_noise": NormalActionNoise(0.0, [0.1, 0.2])}, "2 components and the action 1"),
