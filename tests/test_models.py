@@ -20,7 +20,19 @@ import pytest
 import safetensors.numpy
 
 import advantage
-from advantage import ALGORITHMS, DDPG, DQN, PPO, SAC, TD3, Linear, evaluate_policy, make_vec_env
+from advantage import (
+    ALGORITHMS,
+    DDPG,
+    DQN,
+    PPO,
+    SAC,
+    TD3,
+    Linear,
+    NormalActionNoise,
+    OrnsteinUhlenbeckActionNoise,
+    evaluate_policy,
+    make_vec_env,
+)
 from advantage.networks.features import Flatten
 from advantage.training.files import NotAModel
 from advantage.training.loggers import KVWriter, Logger
@@ -241,6 +253,79 @@ def test_values_that_cannot_work_are_refused_before_training(face, wrong, match)
         small(face, **wrong)
 
 
+@pytest.mark.parametrize("face", CONTINUOUS)
+def test_actions_of_which_no_distance_is_known(face):
+    """Discrete actions: the message says which algorithms fit."""
+    with pytest.raises(ValueError, match=f"{face.__name__} cannot choose actions from a .*use .*DQN.*PPO"):
+        face("MlpPolicy", "CartPole-v1")
+
+
+@pytest.mark.parametrize("face", CONTINUOUS)
+@pytest.mark.parametrize(
+    ("low", "high", "match"),
+    [
+        ([-np.inf, -1.0], [np.inf, 1.0], "infinite ones: wrap .*RescaleAction"),
+        ([-1.0, -1.0], [np.inf, 1.0], "infinite ones"),
+        ([-1.0, 0.5], [1.0, 0.5], r"no width \(component 1\)"),
+    ],
+)
+def test_bounds_that_nothing_can_be_stretched_to(face, low, high, match):
+    """Infinite ones, and a component without a choice."""
+    space = gymnasium.spaces.Box(np.array(low, np.float32), np.array(high, np.float32))
+    with pytest.raises(ValueError, match=f"{face.__name__} .*{match}"):
+        face("MlpPolicy", Toy(space))
+
+
+@pytest.mark.parametrize(
+    ("face", "wrong", "match"),
+    [
+        (SAC, {"ent_coef": "automatic"}, "ent_coef='automatic' is not understood: give auto, auto_0.1 or a number"),
+        (SAC, {"ent_coef": "auto_0"}, "ent_coef='auto_0'"),
+        (SAC, {"ent_coef": -0.1}, "ent_coef=.*-0.1"),
+        (SAC, {"target_entropy": "low"}, "target_entropy='low' is not understood"),
+        (SAC, {"target_entropy": "auto_1"}, "target_entropy='auto_1' is not understood: give auto or a number"),
+        (SAC, {"updates_per_step": -1}, "updates_per_step=-1.* out of range: give gradient steps"),
+        (TD3, {"updates_per_step": 0}, "updates_per_step=0.* out of range"),
+        (TD3, {"updates_per_step": 1e-4}, "updates_per_step=0.0001 is out of range"),  # rounded to none at all
+        (DDPG, {"updates_per_step": float("nan")}, "updates_per_step=nan"),
+        (SAC, {"action_noise": NormalActionNoise([0.0] * 3, 0.1)}, "3 components and the action 1"),
+        (TD3, {"action_noise": NormalActionNoise(0.0, [0.1, 0.2])}, "2 components and the action 1"),
+        (DDPG, {"action_noise": "normal"}, "action_noise='normal' is not understood"),
+        (DDPG, {"action_noise": -0.1}, "sigma=-0.1"),
+        (SAC, {"tau": 1.5}, "tau=1.5"),
+        (SAC, {"target_update_interval": 0}, "target_update_interval=0"),
+        (TD3, {"policy_delay": 0}, "policy_delay=0"),
+        (TD3, {"target_noise_clip": -0.5}, "target_noise_clip=-0.5"),
+        (SAC, {"gradient_steps": -2}, "gradient_steps=-2"),
+        (SAC, {"n_steps": 0}, "n_steps=0"),
+        (SAC, {"batch_size": 65, "buffer_size": 64}, "batch_size=65 is larger than buffer_size=64"),
+        (TD3, {"train_freq": (1, "minute")}, "train_freq"),
+    ],
+)
+def test_settings_of_continuous_control_are_refused_before_training(face, wrong, match):
+    """Each names the value, and what to do."""
+    with pytest.raises(ValueError, match=match):
+        face("MlpPolicy", "Pendulum-v1", **wrong)
+
+
+def test_numbers_of_other_types_are_numbers():
+    """Where a number or a word may stand, too: both are floats afterwards, as a jitted program needs them."""
+    model = SAC("MlpPolicy", "Pendulum-v1", ent_coef=0, updates_per_step=np.int64(2), target_entropy=np.float32(-2))
+    found = (model.ent_coef, model.updates_per_step, model.target_entropy)
+    assert found == (0.0, 2.0, -2.0) and [type(x) for x in found] == [float] * 3
+
+
+@pytest.mark.parametrize(("env", "ratio"), [("advantage/Pendulum-v1", 0.25), ("Pendulum-v1", 3.0)])
+def test_updates_per_step(env, ratio):
+    """After 17 steps of three environments, the last of which one does not count: floor(17 ratio) gradient steps."""
+    model = SAC(
+        "MlpPolicy", env, n_envs=3, seed=0, learning_starts=0, buffer_size=90, batch_size=2, updates_per_step=ratio,
+        policy_kwargs={"net_arch": [4]},
+    )  # fmt: skip
+    model.learn(17)
+    assert int(model._driver.seed_state(0).n_updates) == int(17 * ratio)
+
+
 @pytest.mark.parametrize("face", FACES)
 @pytest.mark.parametrize("steps", [0, -1, 2.5])
 def test_steps_have_to_be_positive(trained, face, steps):
@@ -414,6 +499,23 @@ def test_save_and_load_round_trip(trained, face, tmp_path, monkeypatch):
         model.save(file)
     assert same(arrays(face.load("by_hand")), arrays(model))
     assert sorted(os.listdir()) == ["by_hand.zip", "model.v2", "model.zip", "new"]
+
+
+@pytest.mark.parametrize(
+    "settings", [{"use_sde": True}, {"action_noise": OrnsteinUhlenbeckActionNoise([0.1], 0.2, dt=0.1), "ent_coef": 0.1}]
+)
+def test_noise_comes_back(settings, tmp_path):
+    """SAC's exploration is in its model file: a loaded model acts with it and trains on."""
+    kwargs = {"learning_starts": 4, "buffer_size": 64, "batch_size": 4, "policy_kwargs": {"net_arch": [4]}, "seed": 1}
+    model = SAC("MlpPolicy", "Pendulum-v1", **settings, **kwargs).learn(10)
+    model.save(tmp_path / "model")
+    back = SAC.load(tmp_path / "model", env="Pendulum-v1")
+    assert same(arrays(model), arrays(back))
+    assert all(getattr(back, name) == value for name, value in settings.items())
+    obs = model.observation_space.sample()
+    np.testing.assert_array_equal(back.predict(obs, deterministic=True)[0], model.predict(obs, deterministic=True)[0])
+    assert back.learn(6, reset_num_timesteps=False).num_timesteps == 16
+    assert not same(arrays(model), arrays(back))
 
 
 @pytest.mark.parametrize("face", FACES)

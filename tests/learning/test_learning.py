@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from advantage import DQN, PPO
+from advantage import DDPG, DQN, PPO, SAC, TD3
 
 
 def returns(model):
-    """Each seed's mean return of the last twenty episodes."""
+    """Each seed's mean return of the last episodes, `stats_window_size` of them."""
     return [model._driver.recent(seed).returns.mean() for seed in range(model.num_seeds)]
 
 
@@ -32,6 +32,28 @@ def test_dqn_learns_cartpole():
     )  # fmt: skip
     scores = returns(model.learn(30_000))
     assert np.mean(scores) > 200 and min(scores) > 80, scores
+
+
+@pytest.mark.parametrize(
+    ("face", "steps", "settings"),
+    [
+        (SAC, 6000, {"tau": 0.01}),
+        (TD3, 8000, {"tau": 0.02, "action_noise": 0.2}),
+        (DDPG, 6000, {"tau": 0.01, "action_noise": 0.2}),
+    ],
+)
+def test_continuous_control_learns_pendulum(face, steps, settings):
+    """The pendulum is swung up: a mean return of -250 in 30 or 40 episodes (random: -1200).
+
+    Of 16 other seeds each, the mean was -171 (SAC), -165 (TD3), -161 (DDPG), the lowest -302. With the temperature's
+    sign, the bootstrap or the targets' motion broken, none of three reached -890.
+    """
+    model = face(
+        "MlpPolicy", "advantage/Pendulum-v1", seeds=3, seed=0, learning_starts=500, buffer_size=20_000, batch_size=64,
+        learning_rate=1e-3, gamma=0.95, stats_window_size=5, policy_kwargs={"net_arch": [32, 32]}, **settings,
+    )  # fmt: skip
+    scores = returns(model.learn(steps))
+    assert np.mean(scores) > -250 and min(scores) > -400, scores
 
 
 @pytest.mark.parametrize("use_sde", [False, True])

@@ -1,6 +1,7 @@
 """The replayed update: how often it learns, that empty chunks change nothing, what it compiles to."""
 
 import dataclasses
+import fractions
 import functools
 import math
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from advantage.algorithms import dqn
-from advantage.memory.replayed import init_memory, replayed_update
+from advantage.memory.replayed import gradient_steps, init_memory, replayed_update
 from advantage.types import NONFINITE, Chunk, Space, Spec
 
 T, N = 4, 2
@@ -58,6 +59,32 @@ def test_gradient_steps(gradient_steps, expected):
     assert int(memory.size.sum()) == 5 and int(state.steps) == 5
     assert math.isnan(metrics["train/loss"]) == (expected == 0)
     assert float(metrics[NONFINITE]) == 0.0
+
+
+@pytest.mark.parametrize("ratio", [0.25, 1.0, 3.0, 0.3])
+def test_updates_per_step_is_exact(ratio):
+    """After k steps floor(k ratio) gradient steps, however many environments and valid rows share them out."""
+    config, rng = dataclasses.replace(CONFIG, updates_per_step=ratio), np.random.default_rng(0)
+    exact = fractions.Fraction(str(ratio))
+    for num_envs in (1, 2, 5, 64):
+        before = done = 0
+        for _ in range(50):
+            collected = int(rng.integers(0, num_envs + 1))
+            done += int(gradient_steps(config, jnp.int32(before), jnp.int32(collected)))
+            before += collected
+            assert done == math.floor(before * exact)
+    # Near the end of 32-bit counts, too, where products would overflow.
+    late = gradient_steps(config, jnp.int32(2_000_000_000), jnp.int32(1000))
+    assert int(late) == 1000 * ratio
+
+
+def test_updates_per_step_is_what_is_done():
+    """The update itself: five rows of eight, three times over."""
+    config = dataclasses.replace(CONFIG, updates_per_step=0.25)
+    state, memory = fresh()
+    for expected in (1, 2, 3):
+        state, memory, _ = update(config, state, memory, chunk([[1, 1], [1, 0], [1, 0], [1, 0]]))
+        assert int(state.n_updates) == expected
 
 
 def test_learning_starts():
@@ -112,16 +139,19 @@ def test_metrics_are_means_over_gradient_steps():
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-6)
 
 
-def shapes(config):
+def shapes(config, steps=T, num_envs=N):
     state = jax.eval_shape(lambda: dqn.init(config, SPEC, jax.random.PRNGKey(0)))
-    memory = jax.eval_shape(lambda: init_memory(config, SPEC, N))
-    return state, memory, jax.eval_shape(lambda: chunk())
+    memory = jax.eval_shape(lambda: init_memory(config, SPEC, num_envs))
+    rows = jax.eval_shape(lambda: jax.tree.map(lambda x: x[:steps, :num_envs], chunk()._replace(last_obs=None)))
+    last_obs = jax.ShapeDtypeStruct((num_envs, *rows.obs.shape[2:]), rows.obs.dtype)
+    return state, memory, rows._replace(last_obs=last_obs)
 
 
-def test_the_ring_is_not_copied():
-    """Donated, it is written in place: temporary memory is far below the ring's size."""
+@pytest.mark.parametrize(("steps", "num_envs"), [(T, N), (1, 1)])
+def test_the_ring_is_not_copied(steps, num_envs):
+    """Donated, it is written in place, a single row too: temporary memory is far below the ring's size."""
     config = dataclasses.replace(CONFIG, buffer_size=100_000, gradient_steps=4)
-    state, memory, rows = shapes(config)
+    state, memory, rows = shapes(config, steps, num_envs)
     run = jax.jit(functools.partial(replayed_update(dqn), config), donate_argnums=(0, 1))
     analysis = run.lower(state, memory, rows).compile().memory_analysis()
     ring = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(memory))

@@ -12,12 +12,16 @@ import numpy as np
 import pytest
 
 from advantage import (
+    DDPG,
     DQN,
     PPO,
+    SAC,
+    TD3,
     BaseCallback,
     CheckpointCallback,
     EvalCallback,
     EveryNTimesteps,
+    OrnsteinUhlenbeckActionNoise,
     StopTrainingOnMaxEpisodes,
     StopTrainingOnNoModelImprovement,
     TimeLimit,
@@ -34,6 +38,8 @@ from advantage.training.loggers import configure
 NET = {"policy_kwargs": {"net_arch": [8]}, "seed": 3}
 ON = {"n_steps": 16, "batch_size": 16, "n_epochs": 2, "learning_rate": "lin_1e-3", **NET}
 OFF = {"learning_starts": 30, "buffer_size": 100, "batch_size": 8, "train_freq": 4, "exploration_fraction": 1.0, **NET}
+CONTROL = {"learning_starts": 20, "buffer_size": 90, "batch_size": 8, "train_freq": 4, **NET}
+DRIFT = OrnsteinUhlenbeckActionNoise(0.0, 0.3, dt=0.2)  # lasts longer than a chunk
 
 
 class StopAt(BaseCallback):
@@ -102,7 +108,12 @@ RUNS = {
     "PPO, JAX": (PPO, "advantage/CartPole-v1", {**ON, "n_envs": 2}, 256, 128),
     "PPO, JAX, 3 seeds": (PPO, "advantage/Pendulum-v1", {**ON, "n_envs": 2, "seeds": 3}, 128, 64),
     "DQN, JAX": (DQN, "advantage/CartPole-v1", OFF, 200, 100),
-}
+    "SAC, gSDE, added noise, chance": (
+        SAC, "test/Wandering-v0", {**CONTROL, "use_sde": True, "sde_sample_freq": 7, "action_noise": DRIFT}, 100, 53,
+    ),
+    "TD3, JAX": (TD3, "advantage/Pendulum-v1", {**CONTROL, "action_noise": DRIFT}, 96, 48),
+    "DDPG, 2 seeds": (DDPG, "test/Wandering-v0", {**CONTROL, "n_envs": 2, "seeds": 2, "updates_per_step": 0.3}, 100, 54),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("run", RUNS)

@@ -127,7 +127,7 @@ class Config(eqx.Module):
         for name, usual in (("ent_coef", "auto, auto_0.1"), ("target_entropy", "auto")):
             text = str(getattr(self, name))
             try:
-                fits = text == "auto" or math.isfinite(float(text.removeprefix("auto_")))
+                fits = text == "auto" or math.isfinite(float(text.removeprefix("auto_") if name == "ent_coef" else text))
             except ValueError:
                 fits = False
             if not fits or (name == "ent_coef" and (self.first_alpha < 0 or (self.first_alpha == 0 and "auto" in text))):

@@ -43,10 +43,10 @@ def check_replay(config: Any, num_envs: int) -> None:
             f" {num_envs} environments, fewer than one update collects ({config.steps_per_update}) or"
             f" n_steps={config.n_steps} needs: raise buffer_size"
         )
-    if not 0 < (config.updates_per_step or 1) <= MOST_UPDATES:
+    if config.updates_per_step is not None and not 1 / FINEST <= config.updates_per_step <= MOST_UPDATES:
         raise ValueError(
             f"updates_per_step={config.updates_per_step!r} is out of range: give gradient steps for each environment"
-            f" step, above 0 and up to {MOST_UPDATES}, or None"
+            f" step, between {1 / FINEST} and {MOST_UPDATES}, or None"
         )
 
 
@@ -57,7 +57,7 @@ def gradient_steps(config: Any, before: Array, collected: Array) -> Array:
     """
     if config.updates_per_step is None:
         return collected if config.gradient_steps < 0 else jnp.int32(config.gradient_steps)
-    ratio = fractions.Fraction(config.updates_per_step).limit_denominator(1000)
+    ratio = fractions.Fraction(config.updates_per_step).limit_denominator(FINEST)
     top, bottom = ratio.numerator, ratio.denominator
     within = before % bottom  # as good as `before`, and no product overflows
     return (within + collected) * top // bottom - within * top // bottom
@@ -75,7 +75,7 @@ def drawn(config: Any, state: Any, memory: uniform.Replay) -> tuple[Any, uniform
     return state._replace(key=jax.random.key_data(key)), batch
 
 
-MOST_UPDATES = 1000
+MOST_UPDATES, FINEST = 1000, 1000  # per step, and parts of one that are told apart
 
 
 @functools.cache

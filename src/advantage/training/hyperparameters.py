@@ -80,6 +80,8 @@ def _cast(name: str, kind: Any, value: Any) -> Any:
         return _number(name, value)
     if kind is bool:
         return bool(value)
+    if _is_union(kind) and float in typing.get_args(kind) and not isinstance(value, typing.get_args(kind)):
+        return _number(name, value)  # such as ent_coef=0 or updates_per_step=np.int64(1)
     if isinstance(value, list):
         value = tuple(value)
     if kind is int or (_is_union(kind) and int in typing.get_args(kind) and not isinstance(value, tuple)):
@@ -129,7 +131,7 @@ def describe(config: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     return plain, labels
 
 
-def label(function: Callable) -> Any:
+def label(function: Any) -> Any:
     """A function's name in a file: one of ours, an optimiser with its options, or `module.name`."""
     for name, known in ACTIVATIONS.items():
         if function is known:
