@@ -30,6 +30,7 @@ from advantage.algorithms import ddpg, dqn, ppo, sac, td3
 from advantage.algorithms.normalised import Normalised, normalised_agent
 from advantage.drivers.common import streams
 from advantage.drivers.fused import FusedDriver
+from advantage.drivers.hindsight import FurtherRows
 from advantage.drivers.host import HostDriver
 from advantage.drivers.snapshot import memory as memory_of
 from advantage.envs.goal_rewards import GoalRewards
@@ -576,12 +577,13 @@ class Model:
         if state is not None:
             self._put_state(state)
 
-    def _looking_back(self, envs: HostEnvs) -> Hindsight | None:
+    def _looking_back(self, envs: HostEnvs) -> FurtherRows | None:
         """What relabels these environments' goals; raises `ValueError` where they have none."""
         if self._hindsight is None:
             return None
         seeds = range(self.seed, self.seed + self.num_seeds)
-        return Hindsight(self._hindsight, envs.spec, seeds, envs.num_envs, GoalRewards(envs))
+        rewards = GoalRewards(envs)
+        return FurtherRows(Hindsight(self._hindsight, envs.spec, seeds, envs.num_envs, rewards))
 
     def _check(self, spec: Spec, num_envs: int, fused: bool) -> None:
         """Everything that can be known to fail before training."""

@@ -8,7 +8,7 @@ A chunk is written into NumPy arrays `[S, T, N, ...]` and shipped once; the next
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -44,7 +44,7 @@ class Programs(NamedTuple):
     actor: Callable  # (arrays, values) -> the actor's own leaves
     act: Callable  # (arrays that hold the actor, its own leaves, carry, keys, observed) -> (action, carry, keys)
     update: Callable  # (arrays, rollout, carry, values) -> (arrays, the actor's own leaves, metrics)
-    push: Callable  # (arrays, rollout) -> arrays: the memory takes rows that are not learned from now
+    push: Callable  # (arrays, rollout) -> arrays: the memory takes more rows
 
 
 class Step(NamedTuple):
@@ -60,17 +60,16 @@ class Step(NamedTuple):
 class HostDriver:
     """Trains on host environments; `run` is a generator with a report per update."""
 
-    def __init__(self, agent: Agent, envs: HostEnvs, seed: int, window: int = 100, hindsight: Any = None):
+    def __init__(self, agent: Agent, envs: HostEnvs, seed: int, window: int = 100, further: Any = None):
         """
         Args:
             agent: the algorithm with its update and memory.
             envs: `S` seeds of `N` environments.
             seed: the first of the S seeds `seed, seed + 1, ...`.
             window: how many finished episodes `recent` remembers for each seed.
-            hindsight: makes further transitions of a chunk (`take`), which are remembered before it is learned from.
+            further: makes more rows of a chunk, to be remembered (see `drivers.hindsight`).
         """
-        self.hindsight = hindsight
-        self.agent, self.envs, self.spec = agent, envs, envs.spec
+        self.agent, self.envs, self.spec, self.further = agent, envs, envs.spec, further
         self.version = 0  # of the state: counts updates
         self.num_seeds, self.num_envs = envs.num_seeds, envs.num_envs
         self.seeds = range(seed, seed + self.num_seeds)
@@ -174,23 +173,13 @@ class HostDriver:
                 self._spare = rows
                 raise failure  # before anything not finite reaches an agent
             self._before = copied(self._arrays) if self.agent.drawn is None else ()
-            if self.hindsight is not None:
-                self._look_back(programs, rows)
+            for further in () if self.further is None else self.further.take(rows.arrays):
+                self._arrays = programs.push(self._arrays, further)
             self._arrays, own, table = programs.update(self._arrays, rollout, rows.carry, values(self._steps()))
             self.version += 1
             metrics = table.read()
             self._spare = rows  # the update was waited for: its rows may be written again
             yield Report(self._least, 1, metrics)
-
-    def _look_back(self, programs: Programs, rows: "Rows") -> None:
-        """Let the memory take what hindsight makes of a chunk."""
-        try:
-            made = self.hindsight.take(rows.arrays)
-        except EnvironmentFailure as error:
-            self._spare = rows
-            raise self._failure(self._least, error) from error.__cause__
-        for rollout in further_rows(self.spec, (self.num_seeds, self.num_envs), made):
-            self._arrays = programs.push(self._arrays, rollout)
 
     def _collect(
         self, config: Any, programs: Programs, own: tuple, stop: int, on_step: Callable[[Step], bool] | None
@@ -312,35 +301,6 @@ def rollout_layout(spec: Spec, length: int, num_envs: int, choices: int) -> Layo
             final_obs=spec.observation.zeros(rows),
         )
     )
-
-
-def further_rows(spec: Spec, shape: tuple[int, int], made: Sequence[tuple[int, int, Any]]) -> Iterator[Packed]:
-    """Transitions of single steps as rollouts: `made` holds those of seeds and environments, within `shape [S, N]`.
-
-    Lengths are powers of two, from 64 to 1024, so that few programs are compiled; rows left over are invalid.
-    """
-    rows: dict[tuple[int, int], list] = {}
-    for s, n, some in made:
-        rows.setdefault((s, n), []).append(some)
-    whole = {at: jax.tree.map(lambda *x: np.concatenate(x), *some) for at, some in rows.items()}
-    done, most = 0, max((len(some.reward) for some in whole.values()), default=0)
-    while done < most:
-        length = min(max(64, 1 << (most - done - 1).bit_length()), 1024)
-        layout = rollout_layout(spec, length, shape[1], 0)
-        packed = Packed(layout.zeros(shape[:1]), layout)
-        arrays: Rollout = packed.unpack()  # views
-        for (s, n), some in whole.items():
-            part = jax.tree.map(lambda x: x[done : done + length], some)
-            count = len(part.reward)
-            into = (arrays.obs, arrays.action, arrays.reward, arrays.final_obs)
-            given = (part.obs, part.action, part.reward, part.next_obs)
-            for x, new in zip(jax.tree.leaves(into), jax.tree.leaves(given), strict=True):
-                x[s, :count, n] = new
-            # Each is an episode of its own: no successor is the next row's, no return reaches over it.
-            flags = np.stack([np.ones(count, bool), part.terminated, ~part.terminated, np.ones(count, bool)])
-            arrays.flags[s, :, :count, n] = flags
-        yield packed
-        done += length
 
 
 class Rows:

@@ -158,8 +158,11 @@ class Hindsight:
         A row that does not count, or a reset from outside, drops the episode that ran: nobody knows its end.
 
         Args:
-            rollout: `obs [S, T+1, N, ...]`, `action [S, T, N, ...]`, `flags [S, 4, T, N]` (is_first, terminated,
+            rollout: of the host driver: `obs [S, T+1, N, ...]`, `action [S, T, N, ...]`, `flags [S, 4, T, N]` (is_first, terminated,
                 truncated, valid) and `final_obs [S, T, N, ...]`.
+
+        Raises:
+            EnvironmentFailure: an environment could not say what other goals would have brought.
         """
         made = []
         is_first, terminated, truncated, valid = np.moveaxis(rollout.flags, 1, 0)
@@ -169,7 +172,11 @@ class Hindsight:
             self._write(t, rollout, valid[:, t])
             for s, n in np.argwhere(done[:, t]).tolist():
                 final = {name: x[s, t, n] for name, x in rollout.final_obs.items()}
-                made.append((s, n, self._relabelled(s, n, final, bool(terminated[s, t, n]))))
+                try:
+                    made.append((s, n, self._relabelled(s, n, final, bool(terminated[s, t, n]))))
+                except Exception:
+                    self.count[:] = 0  # the rest of the chunk is lost, and what runs would go on behind a gap
+                    raise
                 self.count[s, n] = 0
         return made
 
