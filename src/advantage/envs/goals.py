@@ -45,7 +45,7 @@ class PointReach(gymnasium.Env):
         reward = float(self.compute_reward(self.position, self.goal, {}))
         return self._seen(), reward, False, self.taken >= self.max_steps, {"is_success": self._reached()}
 
-    def compute_reward(self, achieved_goal: np.ndarray, desired_goal: np.ndarray, info: Any) -> np.ndarray:
+    def compute_reward(self, achieved_goal: np.ndarray, desired_goal: np.ndarray, info: Any) -> np.ndarray | np.floating:
         """0 at the goal and -1 elsewhere, for goals `[..., 2]`."""
         away = np.linalg.norm(np.asarray(achieved_goal) - np.asarray(desired_goal), axis=-1)
         return -(away > self.tolerance).astype(np.float32)
@@ -81,7 +81,7 @@ class BitFlip(gymnasium.Env):
         self.taken = 0
         return self._seen(), {"is_success": False}
 
-    def step(self, action: int) -> tuple[dict, float, bool, bool, dict]:
+    def step(self, action: int | np.integer) -> tuple[dict, float, bool, bool, dict]:
         """Flip one bit."""
         self.bits[int(action)] ^= 1
         self.taken += 1
@@ -89,7 +89,7 @@ class BitFlip(gymnasium.Env):
         reached = reward == 0.0
         return self._seen(), reward, reached, self.taken >= self.n_bits and not reached, {"is_success": reached}
 
-    def compute_reward(self, achieved_goal: np.ndarray, desired_goal: np.ndarray, info: Any) -> np.ndarray:
+    def compute_reward(self, achieved_goal: np.ndarray, desired_goal: np.ndarray, info: Any) -> np.ndarray | np.floating:
         """0 at the goal and -1 elsewhere, for goals `[..., n]`."""
         different = np.asarray(achieved_goal) != np.asarray(desired_goal)
         return -np.any(different, axis=-1).astype(np.float32)

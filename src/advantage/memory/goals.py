@@ -38,7 +38,7 @@ class HerReplayBuffer:
         ValueError: a setting that cannot work.
     """
 
-    n_sampled_goal: int = 4
+    n_sampled_goal: int | np.integer | float = 4  # a fraction is refused
     goal_selection_strategy: Any = "future"
     copy_info_dict: bool = False
 
@@ -52,6 +52,7 @@ class HerReplayBuffer:
         copies = self.n_sampled_goal
         if isinstance(copies, bool) or not isinstance(copies, int | np.integer) or copies < 1:
             raise ValueError(f"n_sampled_goal={copies!r} has to be a whole number, 1 or more: copies with other goals")
+        object.__setattr__(self, "n_sampled_goal", int(copies))
         if self.copy_info_dict:
             raise ValueError(
                 "copy_info_dict=True is not built: infos are not kept, so compute_reward has to do without; leave it out"
@@ -148,8 +149,8 @@ class Hindsight:
         """`spec` has the observations `achieved_goal` and `desired_goal`; each seed draws goals of its own."""
         self.settings, self.spec, self.seeds, self.compute_reward = settings, spec, seeds, compute_reward
         shape = (len(seeds), num_envs)
-        self.count = np.zeros(shape, np.int64)  # steps of the running episodes
-        self.ended = np.zeros(len(seeds), np.int64)  # episodes relabelled so far
+        self.count = np.zeros(shape, np.int32)  # steps of the running episodes
+        self.ended = np.zeros(len(seeds), np.uint32)  # episodes relabelled so far
         self._rows = self._zeros(64)
 
     def take(self, rollout: Any) -> list[tuple[int, int, Transitions]]:
