@@ -39,10 +39,7 @@ from advantage.training.loggers import KVWriter, Logger
 
 SIGNATURES = json.loads((pathlib.Path(__file__).parent / "oracles" / "sb3_signatures.json").read_text())
 # What these classes take is another thing here, or is not built; SB3's users rarely give them.
-ABSENT = {
-    "replay_buffer_class", "replay_buffer_kwargs", "optimize_memory_usage", "rollout_buffer_class",
-    "rollout_buffer_kwargs",
-}  # fmt: skip
+ABSENT = {"optimize_memory_usage", "rollout_buffer_class", "rollout_buffer_kwargs"}
 SMALL = {
     "PPO": {"n_steps": 8, "batch_size": 8, "n_epochs": 2},
     "DQN": {"learning_starts": 4, "buffer_size": 64, "batch_size": 4},

@@ -19,6 +19,7 @@ _HOME = {
     "DDPG": "advantage.models",
     "NormalActionNoise": "advantage.equations.noise",
     "OrnsteinUhlenbeckActionNoise": "advantage.equations.noise",
+    "HerReplayBuffer": "advantage.memory.goals",
     "ALGORITHMS": "advantage.models",
     "DummyVecEnv": "advantage.envs.vec_env",
     "SubprocVecEnv": "advantage.envs.subproc",
@@ -78,6 +79,7 @@ if TYPE_CHECKING:
     from advantage.experiments.reward_monitor import RewardMonitor
     from advantage.experiments.suggest import suggest
     from advantage.equations.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise
+    from advantage.memory.goals import HerReplayBuffer
     from advantage.models import ALGORITHMS, DDPG, DQN, PPO, SAC, TD3, DiscreteSAC
     from advantage.training.callbacks import BaseCallback, CallbackList
     from advantage.training.evaluation import evaluate_policy

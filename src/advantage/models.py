@@ -31,16 +31,20 @@ from advantage.algorithms import ddpg, discrete_sac, dqn, ppo, sac, td3
 from advantage.algorithms.normalised import Normalised, normalised_agent
 from advantage.drivers.common import streams
 from advantage.drivers.fused import FusedDriver
+from advantage.drivers.hindsight import FurtherRows
 from advantage.drivers.host import HostDriver
 from advantage.drivers.snapshot import memory as memory_of
+from advantage.envs.goal_rewards import GoalRewards
 from advantage.envs.jax import is_jax_env
 from advantage.envs.make import host_envs, is_gymnasium_id, reserve_threads, resolve_env
 from advantage.envs.normalise import VecNormalize, taken_off
 from advantage.envs.running import is_normalised
 from advantage.envs.vec_env import DummyVecEnv, known_kind
-from advantage.envs.vector import to_rows
+from advantage.envs.vector import HostEnvs, to_rows
 from advantage.equations.schedules import Linear, Schedule
+from advantage.memory.goals import HerReplayBuffer, Hindsight, hindsight_settings
 from advantage.memory.replayed import drawn, init_memory, replayed_update
+from advantage.memory.uniform import push
 from advantage.networks.policy_kwargs import network_fields
 from advantage.platform import room_on
 from advantage.normalising import Held, composed, merged, plain_settings, read, settings_of, taking
@@ -86,6 +90,11 @@ FACE_OPTIONS: dict[str, Any] = {
     "normalize": False,
     "vec_env": "sync",
 }
+# What faces of algorithms with a replay memory take besides, with what `help` says; all are None by default.
+REPLAY_OPTIONS = {
+    "replay_buffer_class": "HerReplayBuffer relabels goals in hindsight; None: nothing is relabelled",
+    "replay_buffer_kwargs": "the settings of replay_buffer_class",
+}
 STORED_OPTIONS = ("seed", "verbose", "stats_window_size", "n_envs", "vec_env")
 # Fields that the face fills from elsewhere: `policy_kwargs`, or the driver.
 HIDDEN_FIELDS = {
@@ -98,7 +107,7 @@ HIDDEN_FIELDS = {
 def agent_of(algorithm: Any) -> Agent:
     """An algorithm with its update and its memory."""
     if hasattr(algorithm, "learn"):
-        agent = Agent(algorithm, replayed_update(algorithm), init_memory, drawn)
+        agent = Agent(algorithm, replayed_update(algorithm), init_memory, drawn, push)
     else:
         agent = Agent(algorithm, algorithm.update, _no_memory)
     return normalised_agent(agent) if isinstance(algorithm, Normalised) else agent
@@ -127,6 +136,8 @@ class Model:
             n_envs=whole("n_envs", options["n_envs"]), _wrapper=None,
             vec_env=known_kind(options["vec_env"]), _env_plain=True,
             algorithm=composed(self.algorithm, options["normalize"]),
+            **{name: options[name] for name in REPLAY_OPTIONS},
+            _hindsight=hindsight_settings(*(options[name] for name in REPLAY_OPTIONS)),
         )  # fmt: skip
         self._set(_config=None, _schedules={})
         fields = {**network_fields(self.algorithm.Config, self.policy_kwargs), **fields}
@@ -283,6 +294,8 @@ class Model:
         schedules = {name: describe_schedule(s) if known[name] else "function" for name, s in self._schedules.items()}
         own = {"algorithm": type(self).__name__, "env": self._env_name(), "n_envs": self._driver.num_envs}
         own |= {"seeds": self.num_seeds, "seed": self.seed, "normalize": self.normalize}
+        if self._hindsight is not None:
+            own |= {"hindsight": dataclasses.asdict(self._hindsight)}
         return own | plain | labels | schedules
 
     def _env_name(self) -> str:
@@ -402,6 +415,7 @@ class Model:
             "counters": {"num_timesteps": self.num_timesteps, "stop": self._stop, "seeds": self.num_seeds},
             "options": {name: getattr(self, name) for name in STORED_OPTIONS},
             "normalize": self.normalize,
+            "hindsight": None if self._hindsight is None else dataclasses.asdict(self._hindsight),
         }
 
     @classmethod
@@ -420,7 +434,7 @@ class Model:
         if name != cls.__name__:
             raise NotAModel(f"{path} holds a {name} model: load it with {name}.load")
         options = {k: overrides.pop(k) for k in (*STORED_OPTIONS, "tensorboard_log") if k in overrides}
-        for name in {"seeds", "normalize"} & overrides.keys():
+        for name in {"seeds", "normalize", *REPLAY_OPTIONS} & overrides.keys():
             raise TypeError(f"load takes no {name}: the file holds what was trained")
         overrides.pop("custom_objects", None)
         fields = network_fields(cls.algorithm.Config, overrides.pop("policy_kwargs", {}))
@@ -448,7 +462,9 @@ class Model:
         if any(x.shape[:1] != (seeds,) for x in arrays.values()):
             raise NotAModel(f"the file holds arrays of another number of seeds than {seeds}: it is damaged")
         options = {k: stored_options[k] for k in STORED_OPTIONS if k in stored_options} | options
-        model = cls(header["policy"], None, seeds=seeds, normalize=header.get("normalize"), **options)
+        kept = header.get("hindsight")
+        replay = {} if kept is None else {"replay_buffer_class": HerReplayBuffer, "replay_buffer_kwargs": kept}
+        model = cls(header["policy"], None, seeds=seeds, normalize=header.get("normalize"), **replay, **options)
         stored = undescribe(model._config, header["config"], header["callables"], fields)
         stored |= {k: undescribe_schedule(v) for k, v in header["schedules"].items()}
         config, schedules = configured(model._config, {}, {**stored, **fields})
@@ -554,7 +570,8 @@ class Model:
                 driver = FusedDriver(agent, env, self.seed, self.num_seeds, count, self.stats_window_size,
                                      devices=jax.local_devices(backend=self._device.platform))  # fmt: skip
             else:
-                driver = HostDriver(agent, host_envs(env, self.num_seeds), self.seed, self.stats_window_size)
+                envs = host_envs(env, self.num_seeds)
+                driver = HostDriver(agent, envs, self.seed, self.stats_window_size, self._looking_back(envs))
             driver.init(self._config)
         if isinstance(algorithm, Normalised):
             state = merged(driver.state, state, given)
@@ -567,6 +584,14 @@ class Model:
         )  # fmt: skip
         if state is not None:
             self._put_state(state)
+
+    def _looking_back(self, envs: HostEnvs) -> FurtherRows | None:
+        """What relabels these environments' goals; raises `ValueError` where they have none."""
+        if self._hindsight is None:
+            return None
+        seeds = range(self.seed, self.seed + self.num_seeds)
+        rewards = GoalRewards(envs)
+        return FurtherRows(Hindsight(self._hindsight, envs.spec, seeds, envs.num_envs, rewards))
 
     def _check(self, spec: Spec, num_envs: int, fused: bool) -> None:
         """Everything that can be known to fail before training."""
@@ -599,6 +624,13 @@ class Model:
             raise ValueError(
                 f"train_freq={self._config.train_freq} counts episodes, which works with one Gymnasium environment"
                 " and one seed only: give a number of steps"
+            )
+        if self._hindsight is not None and fused:
+            raise ValueError("HerReplayBuffer works with Gymnasium's environments only, and env is a JAX environment")
+        if self._hindsight is not None and self._config.n_steps > 1:
+            raise ValueError(
+                f"n_steps={self._config.n_steps} cannot be used with HerReplayBuffer: each relabelled transition has a"
+                " goal of its own, and no return goes on to the next one; leave n_steps out"
             )
         for note in self._config.check(spec, num_envs):
             warnings.warn(note, UserWarning, stacklevel=5)
@@ -712,6 +744,8 @@ class Model:
             except ValueError:
                 self._set(**before)
                 raise
+        elif name in REPLAY_OPTIONS:
+            raise ValueError(f"{name} is built into the agent's memory: make a new model for another")
         elif name == "normalize":
             raise ValueError("normalize is built into the agent: make a new model, or give set_env a VecNormalize")
         else:
@@ -770,13 +804,17 @@ class Model:
         for name in kwargs:
             if name in given:
                 raise TypeError(f"{cls.__name__} got multiple values for argument {name!r}")
+            if name in REPLAY_OPTIONS and name not in names:
+                fit = [each for each, face in ALGORITHMS.items() if name in inspect.signature(face).parameters]
+                raise TypeError(f"{cls.__name__} keeps no replay memory, so it takes no {name}: use {' or '.join(fit)}")
             if name not in names and name != "_init_setup_model":
                 near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
                 hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(names)}"
                 raise TypeError(f"{cls.__name__} has no hyper-parameter {name!r}: {hint}")
         given.update(kwargs)
         given.pop("_init_setup_model", None)
-        options = {name: given.pop(name, default) for name, default in FACE_OPTIONS.items()}
+        defaults = FACE_OPTIONS | dict.fromkeys(REPLAY_OPTIONS)
+        options = {name: given.pop(name, default) for name, default in defaults.items()}
         return options, given
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -909,8 +947,16 @@ def _signature(config_class: type) -> inspect.Signature:
     for field in dataclasses.fields(config_class):
         if field.name not in HIDDEN_FIELDS:
             parameters.append(inspect.Parameter(field.name, kind, default=field.default))
+        if field.name == _before_replay_options(config_class):
+            parameters += [inspect.Parameter(name, kind, default=None) for name in REPLAY_OPTIONS]
     parameters += [inspect.Parameter(name, kind, default=value) for name, value in FACE_OPTIONS.items()]
     return inspect.Signature(parameters)
+
+
+def _before_replay_options(config_class: type) -> str | None:
+    """The field after which SB3 has the replay memory's class; None: there is no memory."""
+    names = ("action_noise", "gradient_steps")
+    return next((name for name in names if name in _field_names(config_class)), None)
 
 
 def _parameters_doc(config_class: type) -> str:
@@ -918,6 +964,9 @@ def _parameters_doc(config_class: type) -> str:
     lines = [line.strip() for line in inspect.getsource(config_class).splitlines()]
     notes = {line.split(":")[0]: line.split("  # ")[1] for line in lines if "  # " in line}
     names = [field.name for field in dataclasses.fields(config_class) if field.name not in HIDDEN_FIELDS]
+    if after := _before_replay_options(config_class):
+        notes |= REPLAY_OPTIONS
+        names[names.index(after) + 1 : names.index(after) + 1] = REPLAY_OPTIONS
     described = "\n".join(f"    {name}: {notes[name]}." for name in names if name in notes)
     return f"Hyper-parameters:\n{described}"
 

@@ -153,7 +153,12 @@ def normalised_agent(agent: Agent) -> Agent:
     def drawn(config: Any, state: State, memory: Memory) -> tuple[State, Any]:
         return agent.drawn(config, state, memory.inner)
 
-    return Agent(agent.algorithm, update, init_memory, None if agent.drawn is None else drawn)
+    def push(memory: Memory, chunk: Chunk) -> Memory:
+        return memory._replace(inner=agent.push(memory.inner, chunk))
+
+    if agent.drawn is None:
+        return Agent(agent.algorithm, update, init_memory)
+    return Agent(agent.algorithm, update, init_memory, drawn, push)
 
 
 def _update(

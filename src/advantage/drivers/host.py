@@ -44,6 +44,7 @@ class Programs(NamedTuple):
     actor: Callable  # (arrays, values) -> the actor's own leaves
     act: Callable  # (arrays that hold the actor, its own leaves, carry, keys, observed) -> (action, carry, keys)
     update: Callable  # (arrays, rollout, carry, values) -> (arrays, the actor's own leaves, metrics)
+    push: Callable  # (arrays, rollout) -> arrays: the memory takes more rows
 
 
 class Step(NamedTuple):
@@ -59,15 +60,16 @@ class Step(NamedTuple):
 class HostDriver:
     """Trains on host environments; `run` is a generator with a report per update."""
 
-    def __init__(self, agent: Agent, envs: HostEnvs, seed: int, window: int = 100):
+    def __init__(self, agent: Agent, envs: HostEnvs, seed: int, window: int = 100, further: Any = None):
         """
         Args:
             agent: the algorithm with its update and memory.
             envs: `S` seeds of `N` environments.
             seed: the first of the S seeds `seed, seed + 1, ...`.
             window: how many finished episodes `recent` remembers for each seed.
+            further: makes more rows of a chunk, to be remembered (see `drivers.hindsight`).
         """
-        self.agent, self.envs, self.spec = agent, envs, envs.spec
+        self.agent, self.envs, self.spec, self.further = agent, envs, envs.spec, further
         self.version = 0  # of the state: counts updates
         self.num_seeds, self.num_envs = envs.num_seeds, envs.num_envs
         self.seeds = range(seed, seed + self.num_seeds)
@@ -171,6 +173,8 @@ class HostDriver:
                 self._spare = rows
                 raise failure  # before anything not finite reaches an agent
             self._before = copied(self._arrays) if self.agent.drawn is None else ()
+            for further in () if self.further is None else self.further.take(rows.arrays):
+                self._arrays = programs.push(self._arrays, further)
             self._arrays, own, table = programs.update(self._arrays, rollout, rows.carry, values(self._steps()))
             self.version += 1
             metrics = table.read()
@@ -433,6 +437,10 @@ def _programs(
         state, memory, metrics = agent.update(now, state, memory, rollout.unpack().chunk(carry))
         return layout.pack((state, memory)), parts.own(algorithm.actor(now, state)), Table.of(metrics)
 
+    def push(arrays, rollout):
+        state, memory = jax.lax.optimization_barrier(layout.unpack(arrays))
+        return layout.pack((state, agent.push(memory, rollout.unpack().chunk(()))))
+
     over = over_seeds(num_seeds)
     return Programs(
         layout,
@@ -442,4 +450,5 @@ def _programs(
         compiled_quickly(over(actor)) if None in parts.places else lambda arrays, values: (),
         jax.jit(over(act), donate_argnums=(2, 3)),
         jax.jit(over(update), donate_argnums=0),
+        jax.jit(over(push), donate_argnums=0),
     )

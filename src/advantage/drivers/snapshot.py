@@ -151,6 +151,9 @@ def _keep_host(driver: HostDriver) -> tuple[dict[str, np.ndarray], dict[str, Any
         "least": driver._least, "first_reset": driver._first_reset, "uncounted": driver._uncounted,
         "episode_rows": episodes.rows, "episodes": list(episodes.totals), "rows": None, "envs": None,
     }  # fmt: skip
+    if driver.further is not None:
+        arrays |= named("further", driver.further.kept())
+        plain["longest"] = driver.further.longest
     if observed is not None:
         arrays |= named("observed", observed._asdict())
         taken = _snapshots(driver.envs)
@@ -174,6 +177,8 @@ def _restore_host(
     driver._first_reset, driver._uncounted = plain["first_reset"], plain["uncounted"]
     driver.version += 1
     _restore_episodes(driver, arrays, plain)
+    if driver.further is not None:
+        driver.further.put(tree(driver.further.like(plain["longest"]), arrays, "further"))
     if plain["rows"] is not None:
         driver._rows = _rows(driver, config, arrays, plain["rows"])
     return _restore_envs(driver, arrays, plain)

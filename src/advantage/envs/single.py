@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import gymnasium
 
+from advantage.envs import goals  # noqa: F401  (registers its ids, in worker processes too)
+
 
 def make_gymnasium(env_id: str, **kwargs: Any) -> gymnasium.Env:
     """`gymnasium.make` whose errors name what to do; its per-step checker is left out, ours runs once.

@@ -93,10 +93,12 @@ def replayed_update(algorithm: Any) -> Callable[..., tuple[Any, uniform.Replay, 
         memory = uniform.push(memory, chunk)
         collected = jnp.sum(chunk.valid.astype(jnp.int32))
         wanted = gradient_steps(config, before, collected)
-        # What counts is what is remembered: a model loaded from a file comes without its memory.
+        # What counts is what is remembered: a model loaded from a file comes without its memory. Rows relabelled in
+        # hindsight are remembered too, and are no steps.
         held, capacity = jnp.sum(memory.size), memory.reward.shape[0]
+        begun = jnp.minimum(held, state.steps) > config.learning_starts
         # Nothing collected, nothing to learn from: an all-invalid chunk changes no bit.
-        ready = ((held > config.learning_starts) | (held == capacity)) & (collected > 0)
+        ready = (begun | (held == capacity)) & (collected > 0)
         bound = jnp.where(ready, wanted, 0)
 
         def learn_once(before: Any) -> tuple[Any, Metrics]:
