@@ -16,6 +16,7 @@ _HOME = {
     "SAC": "advantage.models",
     "TD3": "advantage.models",
     "DDPG": "advantage.models",
+    "TQC": "advantage.models",
     "NormalActionNoise": "advantage.equations.noise",
     "OrnsteinUhlenbeckActionNoise": "advantage.equations.noise",
     "ALGORITHMS": "advantage.models",
@@ -77,7 +78,7 @@ if TYPE_CHECKING:
     from advantage.experiments.reward_monitor import RewardMonitor
     from advantage.experiments.suggest import suggest
     from advantage.equations.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise
-    from advantage.models import ALGORITHMS, DDPG, DQN, PPO, SAC, TD3
+    from advantage.models import ALGORITHMS, DDPG, DQN, PPO, SAC, TD3, TQC
     from advantage.training.callbacks import BaseCallback, CallbackList
     from advantage.training.evaluation import evaluate_policy
     from advantage.training.ready_callbacks import (

@@ -26,7 +26,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 import advantage
-from advantage.algorithms import ddpg, dqn, ppo, sac, td3
+from advantage.algorithms import ddpg, dqn, ppo, sac, td3, tqc
 from advantage.algorithms.normalised import Normalised, normalised_agent
 from advantage.drivers.common import streams
 from advantage.drivers.fused import FusedDriver
@@ -88,7 +88,7 @@ STORED_OPTIONS = ("seed", "verbose", "stats_window_size", "n_envs", "vec_env")
 # Fields that the face fills from elsewhere: `policy_kwargs`, or the driver.
 HIDDEN_FIELDS = {
     "net_arch", "activation_fn", "ortho_init", "log_std_init", "full_std", "use_expln",
-    "features_extractor", "exploration_rate", "n_critics", "clip_mean",
+    "features_extractor", "exploration_rate", "n_critics", "clip_mean", "n_quantiles",
 }  # fmt: skip
 
 
@@ -930,7 +930,15 @@ class DDPG(Model):
     algorithm, log_interval, log_episodes = ddpg, 4, True
 
 
-ALGORITHMS: dict[str, type[Model]] = {"DQN": DQN, "PPO": PPO, "SAC": SAC, "TD3": TD3, "DDPG": DDPG}
+class TQC(Model):
+    """Truncated quantile critics (Kuznetsov et al., 2020): `TQC("MlpPolicy", env).learn(total_timesteps)`."""
+
+    algorithm, log_interval, log_episodes = tqc, 4, True
+
+
+ALGORITHMS: dict[str, type[Model]] = {
+    "DQN": DQN, "PPO": PPO, "SAC": SAC, "TD3": TD3, "DDPG": DDPG, "TQC": TQC,
+}  # fmt: skip
 
 
 def algorithm_named(name: Any) -> type[Model]:

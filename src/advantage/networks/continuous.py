@@ -85,6 +85,18 @@ class Critics(eqx.Module):
         return Critics(self.features, hidden, head)(obs, action)[0]
 
 
+class QuantileCritics(eqx.Module):
+    """C critics side by side, each with N quantiles of the return; `hidden` and `head` have a leading axis C."""
+
+    features: Flatten | eqx.Module
+    hidden: MLP
+    head: Linear
+
+    def __call__(self, obs: PyTree, action: Float[Array, "*batch D"]) -> Float[Array, "C *batch N"]:
+        x = jnp.concatenate([self.features(obs), action], axis=-1)
+        return jax.vmap(lambda hidden, head: head(hidden(x)))(self.hidden, self.head)
+
+
 def gaussian_actor(
     spec: Spec,
     key: Key,
@@ -129,14 +141,21 @@ def critics(
     features: Features = None,
 ) -> Critics:
     """`n_critics` action-value functions, which share `features` (as for `gaussian_actor`) and nothing else."""
-    components = action_components(spec)
-    features_key, key = jax.random.split(key)
-    extractor = Flatten(spec.observation) if features is None else features(spec.observation, features_key)
+    return Critics(*_side_by_side(spec, key, net_arch, 1, activation, n_critics, features))
 
-    def one(key: Key) -> tuple[MLP, Linear]:
-        return _layers(key, extractor.size + components, net_arch, 1, activation)
 
-    return Critics(extractor, *jax.vmap(one)(jax.random.split(key, n_critics)))
+def quantile_critics(
+    spec: Spec,
+    key: Key,
+    *,
+    net_arch: tuple[int, ...] = (256, 256),
+    activation: Activation = jax.nn.relu,
+    n_critics: int = 2,
+    n_quantiles: int = 25,
+    features: Features = None,
+) -> QuantileCritics:
+    """As `critics`, with `n_quantiles` outputs each."""
+    return QuantileCritics(*_side_by_side(spec, key, net_arch, n_quantiles, activation, n_critics, features))
 
 
 def action_components(spec: Spec) -> int:
@@ -150,6 +169,25 @@ def _network(
     features_key, key = jax.random.split(key)
     extractor = Flatten(spec.observation) if features is None else features(spec.observation, features_key)
     return extractor, *_layers(key, extractor.size, net_arch, outputs, activation)
+
+
+def _side_by_side(
+    spec: Spec,
+    key: Key,
+    net_arch: tuple[int, ...],
+    outputs: int,
+    activation: Activation,
+    n_critics: int,
+    features: Features,
+) -> tuple[eqx.Module, MLP, Linear]:
+    components = action_components(spec)
+    features_key, key = jax.random.split(key)
+    extractor = Flatten(spec.observation) if features is None else features(spec.observation, features_key)
+
+    def one(key: Key) -> tuple[MLP, Linear]:
+        return _layers(key, extractor.size + components, net_arch, outputs, activation)
+
+    return extractor, *jax.vmap(one)(jax.random.split(key, n_critics))
 
 
 def _layers(key: Key, inputs: int, net_arch: tuple[int, ...], outputs: int, activation: Activation) -> tuple[MLP, Linear]:
