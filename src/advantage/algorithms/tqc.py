@@ -41,7 +41,7 @@ LOGGED = {"learning_rate": "train/learning_rate"}
 def soft_target(
     config: "Config", actor: GaussianActor, targets: QuantileCritics, alpha: Array, batch: Batch, key: Key
 ) -> Float[Array, "B M"]:
-    """`r + gamma (z_m(s', a') - alpha log pi(a' | s'))` of the M lowest quantiles, a' drawn anew (eq. 10 and 11)."""
+    """`r + gamma (z_m(s', a') - alpha log pi(a' | s'))` of the M lowest quantiles, a' drawn anew (section 3)."""
     action, log_prob = actor.distribution(actor.latent(batch.next_obs)).sample_and_log_prob(key)
     lowest = truncated(targets(batch.next_obs, action), config.top_quantiles_to_drop_per_net)
     next_value = lowest - (alpha * log_prob)[:, None]
@@ -51,7 +51,7 @@ def soft_target(
 def critic_loss(
     config: "Config", critics: QuantileCritics, target: Float[Array, "B M"], batch: Batch
 ) -> tuple[Float[Array, ""], Metrics]:
-    """The quantile Huber loss, a mean over critics and quantiles (eq. 12), to be minimised."""
+    """The quantile Huber loss, a mean over critics and quantiles (section 3), to be minimised."""
     quantiles = critics(batch.obs, batch.action)
     errors = quantile_huber(quantiles, jnp.broadcast_to(target[None], (quantiles.shape[0], *target.shape)))
     total = jnp.mean(errors)
@@ -61,7 +61,7 @@ def critic_loss(
 def actor_loss(
     config: "Config", actor: GaussianActor, critics: QuantileCritics, alpha: Array, obs: PyTree, key: Key
 ) -> tuple[Float[Array, ""], Float[Array, " B"]]:
-    """`(alpha log pi(a | s) - Q(s, a), log pi)`, Q the mean of all quantiles (eq. 13), to be minimised."""
+    """`(alpha log pi(a | s) - Q(s, a), log pi)`, Q the mean of all quantiles (section 3), to be minimised."""
     action, log_prob = actor.distribution(actor.latent(obs)).sample_and_log_prob(key)
     value = jnp.mean(critics(obs, action), axis=(0, 2))
     return jnp.mean(alpha * log_prob - value), log_prob
