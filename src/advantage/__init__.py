@@ -17,6 +17,7 @@ _HOME = {
     "TD3": "advantage.models",
     "DDPG": "advantage.models",
     "TQC": "advantage.models",
+    "CrossQ": "advantage.models",
     "NormalActionNoise": "advantage.equations.noise",
     "OrnsteinUhlenbeckActionNoise": "advantage.equations.noise",
     "ALGORITHMS": "advantage.models",
@@ -78,7 +79,7 @@ if TYPE_CHECKING:
     from advantage.experiments.reward_monitor import RewardMonitor
     from advantage.experiments.suggest import suggest
     from advantage.equations.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise
-    from advantage.models import ALGORITHMS, DDPG, DQN, PPO, SAC, TD3, TQC
+    from advantage.models import ALGORITHMS, DDPG, DQN, PPO, SAC, TD3, TQC, CrossQ
     from advantage.training.callbacks import BaseCallback, CallbackList
     from advantage.training.evaluation import evaluate_policy
     from advantage.training.ready_callbacks import (

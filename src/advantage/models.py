@@ -26,7 +26,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 import advantage
-from advantage.algorithms import ddpg, dqn, ppo, sac, td3, tqc
+from advantage.algorithms import crossq, ddpg, dqn, ppo, sac, td3, tqc
 from advantage.algorithms.normalised import Normalised, normalised_agent
 from advantage.drivers.common import streams
 from advantage.drivers.fused import FusedDriver
@@ -89,6 +89,7 @@ STORED_OPTIONS = ("seed", "verbose", "stats_window_size", "n_envs", "vec_env")
 HIDDEN_FIELDS = {
     "net_arch", "activation_fn", "ortho_init", "log_std_init", "full_std", "use_expln",
     "features_extractor", "exploration_rate", "n_critics", "clip_mean", "n_quantiles",
+    "batch_norm_momentum", "batch_norm_eps", "renorm_warmup_steps",
 }  # fmt: skip
 
 
@@ -936,8 +937,14 @@ class TQC(Model):
     algorithm, log_interval, log_episodes = tqc, 4, True
 
 
+class CrossQ(Model):
+    """Batch normalisation instead of targets (Bhatt et al., 2024): `CrossQ("MlpPolicy", env).learn(total_timesteps)`."""
+
+    algorithm, log_interval, log_episodes = crossq, 4, True
+
+
 ALGORITHMS: dict[str, type[Model]] = {
-    "DQN": DQN, "PPO": PPO, "SAC": SAC, "TD3": TD3, "DDPG": DDPG, "TQC": TQC,
+    "DQN": DQN, "PPO": PPO, "SAC": SAC, "TD3": TD3, "DDPG": DDPG, "TQC": TQC, "CrossQ": CrossQ,
 }  # fmt: skip
 
 

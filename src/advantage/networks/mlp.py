@@ -58,3 +58,13 @@ def dense_networks(
     layers = iter([Linear(weight, bias) for weight, bias in initialise(key, sizes, gains)])
     mlps = [MLP(tuple(next(layers) for _ in sizes), activation) for sizes in hidden]
     return mlps, list(layers)
+
+
+def dense_layers(
+    key: Key, inputs: int, net_arch: tuple[int, ...], outputs: int, activation: Activation
+) -> tuple[MLP, Linear]:
+    """Hidden layers and an output layer, from torch's default initialisation."""
+    (hidden,), (head,) = dense_networks(
+        key, [(inputs, net_arch)], [((inputs, *net_arch)[-1], outputs, 1.0)], activation, ortho_init=False
+    )
+    return hidden, head
