@@ -32,7 +32,7 @@ def clipped_value(
     return old_value + jnp.clip(value - old_value, -clip_range, clip_range)
 
 
-def squared_error(prediction: Float[Array, " B"], target: Float[Array, " B"]) -> Float[Array, " B"]:
+def squared_error(prediction: Float[Array, "*batch"], target: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
     """`(prediction - target)^2`, without the factor one half (as SB3 and `torch.nn.MSELoss`)."""
     return jnp.square(prediction - target)
 
