@@ -90,6 +90,7 @@ HIDDEN_FIELDS = {
     "net_arch", "activation_fn", "ortho_init", "log_std_init", "full_std", "use_expln",
     "features_extractor", "exploration_rate", "n_critics", "clip_mean", "n_quantiles",
     "batch_norm_momentum", "batch_norm_eps", "renorm_warmup_steps",
+    "block", "layer_norm", "dropout_rate",
 }  # fmt: skip
 
 

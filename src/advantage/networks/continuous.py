@@ -77,14 +77,17 @@ class Critics(eqx.Module):
     hidden: MLP | eqx.Module
     head: Linear
 
-    def __call__(self, obs: PyTree, action: Float[Array, "*batch D"]) -> Float[Array, "C *batch"]:
+    def __call__(
+        self, obs: PyTree, action: Float[Array, "*batch D"], key: Key | None = None
+    ) -> Float[Array, "C *batch"]:
+        """`key` draws dropout's masks, of each critic its own; None: nothing is dropped."""
         x = jnp.concatenate([self.features(obs), action], axis=-1)
-        return jax.vmap(lambda hidden, head: head(hidden(x))[..., 0])(self.hidden, self.head)
+        return _each(lambda hidden, head, key: head(hidden(x, key))[..., 0], self, key)
 
-    def first(self, obs: PyTree, action: Float[Array, "*batch D"]) -> Float[Array, "*batch"]:
+    def first(self, obs: PyTree, action: Float[Array, "*batch D"], key: Key | None = None) -> Float[Array, "*batch"]:
         """The value of the first critic alone."""
         hidden, head = jax.tree.map(lambda x: x[:1], (self.hidden, self.head))
-        return Critics(self.features, hidden, head)(obs, action)[0]
+        return Critics(self.features, hidden, head)(obs, action, key)[0]
 
 
 class QuantileCritics(eqx.Module):
@@ -94,9 +97,12 @@ class QuantileCritics(eqx.Module):
     hidden: MLP | eqx.Module
     head: Linear
 
-    def __call__(self, obs: PyTree, action: Float[Array, "*batch D"]) -> Float[Array, "C *batch N"]:
+    def __call__(
+        self, obs: PyTree, action: Float[Array, "*batch D"], key: Key | None = None
+    ) -> Float[Array, "C *batch N"]:
+        """`key` as for `Critics`."""
         x = jnp.concatenate([self.features(obs), action], axis=-1)
-        return jax.vmap(lambda hidden, head: head(hidden(x)))(self.hidden, self.head)
+        return _each(lambda hidden, head, key: head(hidden(x, key)), self, key)
 
 
 def gaussian_actor(
@@ -181,6 +187,12 @@ def _network(
     features_key, key = jax.random.split(key)
     extractor = Flatten(spec.observation) if features is None else features(spec.observation, features_key)
     return extractor, *layers(key, extractor.size, net_arch, outputs, activation)
+
+
+def _each(value: Callable[..., Array], critics: Critics | QuantileCritics, key: Key | None) -> Array:
+    """`value(hidden, head, key)` of each critic."""
+    keys = None if key is None else jax.random.split(key, critics.head.weight.shape[0])
+    return jax.vmap(value)(critics.hidden, critics.head, keys)
 
 
 def _side_by_side(

@@ -30,7 +30,8 @@ class MLP(eqx.Module):
     layers: tuple[Linear, ...]
     activation: Activation = eqx.field(static=True)
 
-    def __call__(self, x: Float[Array, "*batch I"]) -> Float[Array, "*batch O"]:
+    def __call__(self, x: Float[Array, "*batch I"], key: Key | None = None) -> Float[Array, "*batch O"]:
+        """`key` is for networks that draw masks."""
         for layer in self.layers:
             x = self.activation(layer(x))
         return x

@@ -32,6 +32,7 @@ ACTIVATIONS: dict[str, Activation] = {
 WORDS = (
     "net_arch", "activation_fn", "ortho_init", "log_std_init", "full_std", "use_expln", "n_critics", "clip_mean",
     "n_quantiles", "batch_norm_momentum", "batch_norm_eps", "renorm_warmup_steps",
+    "block", "layer_norm", "dropout_rate",
 )  # fmt: skip
 
 # Words that need nothing done, with the only value that means so.
