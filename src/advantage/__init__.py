@@ -17,6 +17,8 @@ _HOME = {
     "DiscreteSAC": "advantage.models",
     "TD3": "advantage.models",
     "DDPG": "advantage.models",
+    "TQC": "advantage.models",
+    "CrossQ": "advantage.models",
     "NormalActionNoise": "advantage.equations.noise",
     "OrnsteinUhlenbeckActionNoise": "advantage.equations.noise",
     "HerReplayBuffer": "advantage.memory.goals",
@@ -80,7 +82,7 @@ if TYPE_CHECKING:
     from advantage.experiments.suggest import suggest
     from advantage.equations.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise
     from advantage.memory.goals import HerReplayBuffer
-    from advantage.models import ALGORITHMS, DDPG, DQN, PPO, SAC, TD3, DiscreteSAC
+    from advantage.models import ALGORITHMS, DDPG, DQN, PPO, SAC, TD3, TQC, CrossQ, DiscreteSAC
     from advantage.training.callbacks import BaseCallback, CallbackList
     from advantage.training.evaluation import evaluate_policy
     from advantage.training.ready_callbacks import (

@@ -27,7 +27,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 import advantage
-from advantage.algorithms import ddpg, discrete_sac, dqn, ppo, sac, td3
+from advantage.algorithms import crossq, ddpg, discrete_sac, dqn, ppo, sac, td3, tqc
 from advantage.algorithms.normalised import Normalised, normalised_agent
 from advantage.drivers.common import streams
 from advantage.drivers.fused import FusedDriver
@@ -99,7 +99,9 @@ STORED_OPTIONS = ("seed", "verbose", "stats_window_size", "n_envs", "vec_env")
 # Fields that the face fills from elsewhere: `policy_kwargs`, or the driver.
 HIDDEN_FIELDS = {
     "net_arch", "activation_fn", "ortho_init", "log_std_init", "full_std", "use_expln",
-    "features_extractor", "exploration_rate", "n_critics", "clip_mean",
+    "features_extractor", "exploration_rate", "n_critics", "clip_mean", "n_quantiles",
+    "batch_norm_momentum", "batch_norm_eps", "renorm_warmup_steps",
+    "block", "layer_norm", "dropout_rate",
 }  # fmt: skip
 
 
@@ -1007,8 +1009,20 @@ class DDPG(Model):
     algorithm, log_interval, log_episodes = ddpg, 4, True
 
 
+class TQC(Model):
+    """Truncated quantile critics (Kuznetsov et al., 2020): `TQC("MlpPolicy", env).learn(total_timesteps)`."""
+
+    algorithm, log_interval, log_episodes = tqc, 4, True
+
+
+class CrossQ(Model):
+    """Batch normalisation instead of targets (Bhatt et al., 2024): `CrossQ("MlpPolicy", env).learn(total_timesteps)`."""
+
+    algorithm, log_interval, log_episodes = crossq, 4, True
+
+
 ALGORITHMS: dict[str, type[Model]] = {
-    face.__name__: face for face in (DQN, PPO, SAC, DiscreteSAC, TD3, DDPG)
+    face.__name__: face for face in (DQN, PPO, SAC, DiscreteSAC, TD3, DDPG, TQC, CrossQ)
 }
 
 

@@ -30,6 +30,7 @@ from advantage.networks import optimisers
 from advantage.networks.continuous import Critics, GaussianActor, Widths, critics, gaussian_actor
 from advantage.networks.mlp import Activation
 from advantage.networks.optimisers import Optimizer, adam, descend
+from advantage.networks.regularised import check_layers, hidden_layers
 from advantage.types import NONFINITE, Chunk, Metrics, Observed, Spec, require, require_bounds
 from advantage.types import rescale_to_env as to_env  # actions within [-1, 1] are stretched to the bounds
 
@@ -42,15 +43,15 @@ def soft_target(
 ) -> Float[Array, " B"]:
     """`r + gamma (min_i Q_i(s', a') - alpha log pi(a' | s'))`, a' drawn anew (eq. 3 and 5)."""
     action, log_prob = actor.distribution(actor.latent(batch.next_obs)).sample_and_log_prob(key)
-    next_value = jnp.min(targets(batch.next_obs, action), axis=0) - alpha * log_prob
+    next_value = jnp.min(targets(batch.next_obs, action, jax.random.fold_in(key, 1)), axis=0) - alpha * log_prob
     return td_target(batch.reward, batch.discount, next_value)
 
 
 def critic_loss(
-    config: "Config", critics: Critics, target: Float[Array, " B"], batch: Batch
+    config: "Config", critics: Critics, target: Float[Array, " B"], batch: Batch, key: Key | None = None
 ) -> tuple[Float[Array, ""], Metrics]:
     """Half the squared error of each critic, added up (eq. 5), to be minimised."""
-    value = critics(batch.obs, batch.action)
+    value = critics(batch.obs, batch.action, key)
     errors = squared_error(value, jnp.broadcast_to(target[None], value.shape))
     total = 0.5 * jnp.sum(jnp.mean(errors, axis=1))
     return total, {"train/critic_loss": total, "train/q_value": jnp.mean(value)}
@@ -61,7 +62,7 @@ def actor_loss(
 ) -> tuple[Float[Array, ""], Float[Array, " B"]]:
     """`(alpha log pi(a | s) - min_i Q_i(s, a), log pi)`, a reparameterised (eq. 9), to be minimised."""
     action, log_prob = actor.distribution(actor.latent(obs)).sample_and_log_prob(key)
-    value = jnp.min(critics(obs, action), axis=0)
+    value = jnp.min(critics(obs, action, jax.random.fold_in(key, 1)), axis=0)
     return jnp.mean(alpha * log_prob - value), log_prob
 
 
@@ -88,6 +89,9 @@ class Config(eqx.Module):
     net_arch: Widths = eqx.field(static=True, default=Widths())  # layer widths
     activation_fn: Activation = eqx.field(static=True, default=jax.nn.relu)  # between hidden layers
     n_critics: int = eqx.field(static=True, default=2)  # of which the least value counts
+    block: str = eqx.field(static=True, default="dense")  # kind of hidden layers: dense, or simba: residual
+    layer_norm: bool = eqx.field(static=True, default=False)  # after each hidden layer of the critics
+    dropout_rate: float = eqx.field(static=True, default=0.0)  # of the critics' hidden units; DroQ: 0.01
     log_std_init: Scalar = eqx.field(static=True, default=-3.0)  # gSDE: log of the first deviation
     use_expln: bool = eqx.field(static=True, default=False)  # gSDE: expln in place of exp
     clip_mean: Scalar = eqx.field(static=True, default=2.0)  # gSDE: bound of the Gaussian's mean
@@ -122,6 +126,7 @@ class Config(eqx.Module):
         require(self, 0, math.inf, "learning_rate")
         require(self, 0, 1, "tau", "gamma")
         require(self, 1, math.inf, "target_update_interval", "n_critics")
+        check_layers(self)
         check_replay(self, num_envs)
         check_noise(self.action_noise, math.prod(spec.action.shape))
         for name, usual in (("ent_coef", "auto, auto_0.1"), ("target_entropy", "auto")):
@@ -161,9 +166,10 @@ def init(config: Config, spec: Spec, key: Key) -> State:
     actor_key, critics_key, key = jax.random.split(key, 3)
     common = {"activation": config.activation_fn, "features": config.features_extractor}
     sde = {name: getattr(config, name) for name in ("use_sde", "log_std_init", "use_expln", "clip_mean")}
-    actor = config.actor(spec, actor_key, net_arch=config.net_arch.pi, **sde, **common)
+    actor = config.actor(spec, actor_key, net_arch=config.net_arch.pi, layers=hidden_layers(config.block), **sde, **common)
+    layers = hidden_layers(config.block, config.layer_norm, config.dropout_rate)
     critics = config.critics(
-        spec, critics_key, net_arch=config.net_arch.qf, n_critics=config.n_critics, **common
+        spec, critics_key, net_arch=config.net_arch.qf, n_critics=config.n_critics, layers=layers, **common
     )
     log_alpha = jnp.float32(math.log(config.first_alpha) if learns_temperature(config) else 0.0)
     optimizers = Optimizers(
@@ -251,7 +257,7 @@ def learn(config: Config, state: State, batch: Batch) -> tuple[State, Metrics]:
     alpha = jnp.exp(state.log_alpha) if learns_temperature(config) else jnp.float32(config.first_alpha)
     target = soft_target(config, state.actor, state.target_critics, alpha, batch, target_key)
     (_, metrics), gradients = jax.value_and_grad(config.critic_loss, argnums=1, has_aux=True)(
-        config, state.critics, target, batch
+        config, state.critics, target, batch, jax.random.fold_in(target_key, 2)
     )
     critics, critics_optimizer, critics_applied = _descend(config, state.critics, gradients, state.optimizer.critics)
     # As in SB3 the actor follows the critics that have just been improved, all with the temperature of before.

@@ -21,6 +21,7 @@ from advantage.networks import optimisers
 from advantage.networks.continuous import Critics, DeterministicActor, Widths, critics, deterministic_actor
 from advantage.networks.mlp import Activation
 from advantage.networks.optimisers import Optimizer, adam, descend
+from advantage.networks.regularised import check_layers, hidden_layers
 from advantage.types import NONFINITE, Chunk, Metrics, Observed, Spec, require, require_bounds
 from advantage.types import rescale_to_env as to_env  # actions within [-1, 1] are stretched to the bounds
 
@@ -34,22 +35,25 @@ def clipped_double_q_target(
     """`r + gamma min_i Q_i(s', mu(s') + noise)`, both of the targets: clipped double Q, smoothed (eq. 10 and 14)."""
     noise = config.target_policy_noise * jax.random.normal(key, batch.action.shape)
     action = smoothed(actor(batch.next_obs), noise, config.target_noise_clip)
-    return td_target(batch.reward, batch.discount, jnp.min(critics(batch.next_obs, action), axis=0))
+    following = critics(batch.next_obs, action, jax.random.fold_in(key, 1))
+    return td_target(batch.reward, batch.discount, jnp.min(following, axis=0))
 
 
 def critic_loss(
-    config: "Config", critics: Critics, target: Float[Array, " B"], batch: Batch
+    config: "Config", critics: Critics, target: Float[Array, " B"], batch: Batch, key: Key | None = None
 ) -> tuple[Float[Array, ""], Metrics]:
     """The squared error of each critic, added up (algorithm 1), to be minimised."""
-    value = critics(batch.obs, batch.action)
+    value = critics(batch.obs, batch.action, key)
     errors = squared_error(value, jnp.broadcast_to(target[None], value.shape))
     total = jnp.sum(jnp.mean(errors, axis=1))
     return total, {"train/critic_loss": total, "train/q_value": jnp.mean(value)}
 
 
-def actor_loss(config: "Config", actor: DeterministicActor, critics: Critics, obs: PyTree) -> Float[Array, ""]:
+def actor_loss(
+    config: "Config", actor: DeterministicActor, critics: Critics, obs: PyTree, key: Key | None = None
+) -> Float[Array, ""]:
     """`-Q_1(s, mu(s))`: the deterministic policy gradient (Silver et al., 2014), to be minimised."""
-    return -jnp.mean(critics.first(obs, actor(obs)))
+    return -jnp.mean(critics.first(obs, actor(obs), key))
 
 
 class Config(eqx.Module):
@@ -72,6 +76,9 @@ class Config(eqx.Module):
     net_arch: Widths = eqx.field(static=True, default=Widths((400, 300), (400, 300)))  # layer widths
     activation_fn: Activation = eqx.field(static=True, default=jax.nn.relu)  # between hidden layers
     n_critics: int = eqx.field(static=True, default=2)  # of which the least value counts
+    block: str = eqx.field(static=True, default="dense")  # kind of hidden layers: dense, or simba: residual
+    layer_norm: bool = eqx.field(static=True, default=False)  # after each hidden layer of the critics
+    dropout_rate: float = eqx.field(static=True, default=0.0)  # of the critics' hidden units; DroQ: 0.01
     features_extractor: Callable[..., eqx.Module] | None = eqx.field(static=True, default=None)
     optimizer: Optimizer = eqx.field(static=True, default=adam)  # function of the learning rate
     actor: Callable[..., Any] = eqx.field(static=True, default=deterministic_actor)
@@ -97,6 +104,7 @@ class Config(eqx.Module):
         require(self, 0, math.inf, "learning_rate", "target_policy_noise", "target_noise_clip")
         require(self, 0, 1, "tau", "gamma")
         require(self, 1, math.inf, "policy_delay", "n_critics")
+        check_layers(self)
         check_replay(self, num_envs)
         check_noise(self.action_noise, math.prod(spec.action.shape))
         return []
@@ -127,9 +135,10 @@ def init(config: Config, spec: Spec, key: Key) -> State:
     """A fresh agent."""
     actor_key, critics_key, key = jax.random.split(key, 3)
     common = {"activation": config.activation_fn, "features": config.features_extractor}
-    actor = config.actor(spec, actor_key, net_arch=config.net_arch.pi, **common)
+    actor = config.actor(spec, actor_key, net_arch=config.net_arch.pi, layers=hidden_layers(config.block), **common)
+    layers = hidden_layers(config.block, config.layer_norm, config.dropout_rate)
     critics = config.critics(
-        spec, critics_key, net_arch=config.net_arch.qf, n_critics=config.n_critics, **common
+        spec, critics_key, net_arch=config.net_arch.qf, n_critics=config.n_critics, layers=layers, **common
     )
     optimizers = Optimizers(*[optimisers.init(config.optimizer, network) for network in (actor, critics)])
     # Their own buffers: all are donated.
@@ -187,7 +196,7 @@ def learn(config: Config, state: State, batch: Batch) -> tuple[State, Metrics]:
     batch = batch._replace(action=batch.action.reshape(batch.reward.shape[0], -1))
     target = clipped_double_q_target(config, state.target_actor, state.target_critics, batch, target_key)
     (_, metrics), gradients = jax.value_and_grad(config.critic_loss, argnums=1, has_aux=True)(
-        config, state.critics, target, batch
+        config, state.critics, target, batch, jax.random.fold_in(target_key, 2)
     )
     critics, optimizer, applied = _descend(config, state.critics, gradients, state.optimizer.critics)
     n_updates = state.n_updates + 1
@@ -205,7 +214,9 @@ def learn(config: Config, state: State, batch: Batch) -> tuple[State, Metrics]:
 
 def _improve(config: Config, state: State, batch: Batch) -> tuple[State, Array]:
     """One gradient step of the actor, after which all targets move: `(state, applied)`."""
-    loss, gradients = jax.value_and_grad(config.actor_loss, argnums=1)(config, state.actor, state.critics, batch.obs)
+    loss, gradients = jax.value_and_grad(config.actor_loss, argnums=1)(
+        config, state.actor, state.critics, batch.obs, jax.random.fold_in(state.key, 3)
+    )
     actor, optimizer, applied = _descend(config, state.actor, gradients, state.optimizer.actor)
     new = state._replace(
         actor=actor,

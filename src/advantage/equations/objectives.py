@@ -63,7 +63,7 @@ def chosen(x: Float[Array, "*batch A"], action: Int[Array, "*batch"]) -> Float[A
     return jnp.sum(jnp.where(action[..., None] == choices, x, 0.0), axis=-1)
 
 
-def huber(error: Float[Array, " B"]) -> Float[Array, " B"]:
+def huber(error: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
     """Quadratic within 1, linear outside: DQN's error clipping (Mnih et al., 2015, Methods).
 
     https://doi.org/10.1038/nature14236; equal to `torch.nn.SmoothL1Loss` with beta 1.

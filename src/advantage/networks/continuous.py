@@ -12,11 +12,13 @@ from jaxtyping import Array, Float, PyTree
 from advantage.equations.distributions import Key, positive_exponential, state_dependent_log_std
 from advantage.equations.soft import SquashedGaussian
 from advantage.networks.features import Flatten
-from advantage.networks.mlp import MLP, Activation, Linear, dense_networks
+from advantage.networks.mlp import MLP, Activation, Linear, dense_layers
 from advantage.types import Space, Spec
 
 LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
 Features = Callable[[Space, Key], eqx.Module] | None
+Layers = Callable[[Key, int, tuple[int, ...], int, Activation], tuple[eqx.Module, Linear]]
+"""`layers(key, inputs, net_arch, outputs, activation)` gives hidden layers and an output layer."""
 
 
 class Widths(NamedTuple):
@@ -30,7 +32,7 @@ class GaussianActor(eqx.Module):
     """A squashed Gaussian whose deviation is a function of the state, or gSDE's where `log_std` is a matrix."""
 
     features: Flatten | eqx.Module
-    hidden: MLP
+    hidden: MLP | eqx.Module
     head: Linear
     log_std: Float[Array, "L D"] | None
     space: Space = eqx.field(static=True)
@@ -60,7 +62,7 @@ class DeterministicActor(eqx.Module):
     """One action within [-1, 1] for each state."""
 
     features: Flatten | eqx.Module
-    hidden: MLP
+    hidden: MLP | eqx.Module
     head: Linear
     space: Space = eqx.field(static=True)
 
@@ -72,17 +74,35 @@ class Critics(eqx.Module):
     """C action-value functions side by side; `hidden` and `head` have a leading axis C."""
 
     features: Flatten | eqx.Module
-    hidden: MLP
+    hidden: MLP | eqx.Module
     head: Linear
 
-    def __call__(self, obs: PyTree, action: Float[Array, "*batch D"]) -> Float[Array, "C *batch"]:
+    def __call__(
+        self, obs: PyTree, action: Float[Array, "*batch D"], key: Key | None = None
+    ) -> Float[Array, "C *batch"]:
+        """`key` draws dropout's masks, of each critic its own; None: nothing is dropped."""
         x = jnp.concatenate([self.features(obs), action], axis=-1)
-        return jax.vmap(lambda hidden, head: head(hidden(x))[..., 0])(self.hidden, self.head)
+        return _each(lambda hidden, head, key: head(hidden(x, key))[..., 0], self, key)
 
-    def first(self, obs: PyTree, action: Float[Array, "*batch D"]) -> Float[Array, "*batch"]:
+    def first(self, obs: PyTree, action: Float[Array, "*batch D"], key: Key | None = None) -> Float[Array, "*batch"]:
         """The value of the first critic alone."""
         hidden, head = jax.tree.map(lambda x: x[:1], (self.hidden, self.head))
-        return Critics(self.features, hidden, head)(obs, action)[0]
+        return Critics(self.features, hidden, head)(obs, action, key)[0]
+
+
+class QuantileCritics(eqx.Module):
+    """C critics side by side, each with N quantiles of the return; `hidden` and `head` have a leading axis C."""
+
+    features: Flatten | eqx.Module
+    hidden: MLP | eqx.Module
+    head: Linear
+
+    def __call__(
+        self, obs: PyTree, action: Float[Array, "*batch D"], key: Key | None = None
+    ) -> Float[Array, "C *batch N"]:
+        """`key` as for `Critics`."""
+        x = jnp.concatenate([self.features(obs), action], axis=-1)
+        return _each(lambda hidden, head, key: head(hidden(x, key)), self, key)
 
 
 def gaussian_actor(
@@ -96,12 +116,13 @@ def gaussian_actor(
     use_expln: bool = False,
     clip_mean: float = 2.0,
     features: Features = None,
+    layers: Layers = dense_layers,
 ) -> GaussianActor:
     """SB3's actor of SAC. `features` replaces the flattening of observations: `features(space, key)` gives a
-    module with `size` that maps `[*batch, ...]` to `[*batch, size]`."""
+    module with `size` that maps `[*batch, ...]` to `[*batch, size]`; `layers` makes hidden and output layers."""
     components = action_components(spec)
     outputs = components if use_sde else 2 * components
-    extractor, hidden, head = _network(spec, key, net_arch, outputs, activation, features)
+    extractor, hidden, head = _network(spec, key, net_arch, outputs, activation, features, layers)
     log_std = jnp.full((head.weight.shape[0], components), log_std_init, jnp.float32) if use_sde else None
     return GaussianActor(extractor, hidden, head, log_std, spec.action, use_expln, clip_mean)
 
@@ -113,9 +134,10 @@ def deterministic_actor(
     net_arch: tuple[int, ...] = (256, 256),
     activation: Activation = jax.nn.relu,
     features: Features = None,
+    layers: Layers = dense_layers,
 ) -> DeterministicActor:
     """SB3's actor of TD3; `features` as for `gaussian_actor`."""
-    network = _network(spec, key, net_arch, action_components(spec), activation, features)
+    network = _network(spec, key, net_arch, action_components(spec), activation, features, layers)
     return DeterministicActor(*network, spec.action)
 
 
@@ -127,16 +149,25 @@ def critics(
     activation: Activation = jax.nn.relu,
     n_critics: int = 2,
     features: Features = None,
+    layers: Layers = dense_layers,
 ) -> Critics:
     """`n_critics` action-value functions, which share `features` (as for `gaussian_actor`) and nothing else."""
-    components = action_components(spec)
-    features_key, key = jax.random.split(key)
-    extractor = Flatten(spec.observation) if features is None else features(spec.observation, features_key)
+    return Critics(*_side_by_side(spec, key, net_arch, 1, activation, n_critics, features, layers))
 
-    def one(key: Key) -> tuple[MLP, Linear]:
-        return _layers(key, extractor.size + components, net_arch, 1, activation)
 
-    return Critics(extractor, *jax.vmap(one)(jax.random.split(key, n_critics)))
+def quantile_critics(
+    spec: Spec,
+    key: Key,
+    *,
+    net_arch: tuple[int, ...] = (256, 256),
+    activation: Activation = jax.nn.relu,
+    n_critics: int = 2,
+    n_quantiles: int = 25,
+    features: Features = None,
+    layers: Layers = dense_layers,
+) -> QuantileCritics:
+    """As `critics`, with `n_quantiles` outputs each."""
+    return QuantileCritics(*_side_by_side(spec, key, net_arch, n_quantiles, activation, n_critics, features, layers))
 
 
 def action_components(spec: Spec) -> int:
@@ -145,16 +176,40 @@ def action_components(spec: Spec) -> int:
 
 
 def _network(
-    spec: Spec, key: Key, net_arch: tuple[int, ...], outputs: int, activation: Activation, features: Features
-) -> tuple[eqx.Module, MLP, Linear]:
+    spec: Spec,
+    key: Key,
+    net_arch: tuple[int, ...],
+    outputs: int,
+    activation: Activation,
+    features: Features,
+    layers: Layers,
+) -> tuple[eqx.Module, eqx.Module, Linear]:
     features_key, key = jax.random.split(key)
     extractor = Flatten(spec.observation) if features is None else features(spec.observation, features_key)
-    return extractor, *_layers(key, extractor.size, net_arch, outputs, activation)
+    return extractor, *layers(key, extractor.size, net_arch, outputs, activation)
 
 
-def _layers(key: Key, inputs: int, net_arch: tuple[int, ...], outputs: int, activation: Activation) -> tuple[MLP, Linear]:
-    """Hidden layers and an output layer, from torch's default initialisation."""
-    (hidden,), (head,) = dense_networks(
-        key, [(inputs, net_arch)], [((inputs, *net_arch)[-1], outputs, 1.0)], activation, ortho_init=False
-    )
-    return hidden, head
+def _each(value: Callable[..., Array], critics: Critics | QuantileCritics, key: Key | None) -> Array:
+    """`value(hidden, head, key)` of each critic."""
+    keys = None if key is None else jax.random.split(key, critics.head.weight.shape[0])
+    return jax.vmap(value)(critics.hidden, critics.head, keys)
+
+
+def _side_by_side(
+    spec: Spec,
+    key: Key,
+    net_arch: tuple[int, ...],
+    outputs: int,
+    activation: Activation,
+    n_critics: int,
+    features: Features,
+    layers: Layers,
+) -> tuple[eqx.Module, eqx.Module, Linear]:
+    components = action_components(spec)
+    features_key, key = jax.random.split(key)
+    extractor = Flatten(spec.observation) if features is None else features(spec.observation, features_key)
+
+    def one(key: Key) -> tuple[eqx.Module, Linear]:
+        return layers(key, extractor.size + components, net_arch, outputs, activation)
+
+    return extractor, *jax.vmap(one)(jax.random.split(key, n_critics))

@@ -44,3 +44,14 @@ def uniform_fan_in(key: Key, sizes: Sizes, gains: Sequence[float]) -> Layers:
         layers.append((layer[:-1], layer[-1]))
         start += count
     return layers
+
+
+def scaled_normal(key: Key, sizes: Sizes, gains: Sequence[float]) -> Layers:
+    """Normal weights of deviation `gain / sqrt(fan_in)` (He et al., 2015: gain sqrt(2); https://arxiv.org/abs/1502.01852); zero biases."""
+    drawn = jax.random.normal(key, (sum(fan_in * fan_out for fan_in, fan_out in sizes),))
+    layers, start = [], 0
+    for (fan_in, fan_out), gain in zip(sizes, gains, strict=True):
+        weight = drawn[start : start + fan_in * fan_out].reshape(fan_in, fan_out) * (gain / math.sqrt(fan_in))
+        layers.append((weight, jnp.zeros(fan_out, jnp.float32)))
+        start += fan_in * fan_out
+    return layers

@@ -30,7 +30,8 @@ class MLP(eqx.Module):
     layers: tuple[Linear, ...]
     activation: Activation = eqx.field(static=True)
 
-    def __call__(self, x: Float[Array, "*batch I"]) -> Float[Array, "*batch O"]:
+    def __call__(self, x: Float[Array, "*batch I"], key: Key | None = None) -> Float[Array, "*batch O"]:
+        """`key` is for networks that draw masks."""
         for layer in self.layers:
             x = self.activation(layer(x))
         return x
@@ -58,3 +59,13 @@ def dense_networks(
     layers = iter([Linear(weight, bias) for weight, bias in initialise(key, sizes, gains)])
     mlps = [MLP(tuple(next(layers) for _ in sizes), activation) for sizes in hidden]
     return mlps, list(layers)
+
+
+def dense_layers(
+    key: Key, inputs: int, net_arch: tuple[int, ...], outputs: int, activation: Activation
+) -> tuple[MLP, Linear]:
+    """Hidden layers and an output layer, from torch's default initialisation."""
+    (hidden,), (head,) = dense_networks(
+        key, [(inputs, net_arch)], [((inputs, *net_arch)[-1], outputs, 1.0)], activation, ortho_init=False
+    )
+    return hidden, head

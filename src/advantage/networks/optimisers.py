@@ -34,6 +34,11 @@ def adam_ppo(learning_rate: Scalar) -> optax.GradientTransformation:
     return optax.adam(learning_rate, eps=1e-5)
 
 
+def adam_crossq(learning_rate: Scalar) -> optax.GradientTransformation:
+    """Adam that forgets gradients' means sooner, as CrossQ does (Bhatt et al., 2024; https://arxiv.org/abs/1902.05605)."""
+    return optax.adam(learning_rate, b1=0.5, eps=1e-8)
+
+
 @functools.cache
 def named(name: str, options: tuple[tuple[str, object], ...] = ()) -> Optimizer:
     """An optimiser by its torch or optax name, with torch's or optax's options.

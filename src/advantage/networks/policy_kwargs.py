@@ -31,6 +31,8 @@ ACTIVATIONS: dict[str, Activation] = {
 # `Config` fields that are words of `policy_kwargs`; others are arguments of the model itself.
 WORDS = (
     "net_arch", "activation_fn", "ortho_init", "log_std_init", "full_std", "use_expln", "n_critics", "clip_mean",
+    "n_quantiles", "batch_norm_momentum", "batch_norm_eps", "renorm_warmup_steps",
+    "block", "layer_norm", "dropout_rate",
 )  # fmt: skip
 
 # Words that need nothing done, with the only value that means so.

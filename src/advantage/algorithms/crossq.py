@@ -1,0 +1,358 @@
+"""CrossQ: soft actor-critic with batch normalisation and no targets (Bhatt et al., 2024, https://arxiv.org/abs/1902.05605)."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PyTree
+
+from advantage.equations.distributions import Key
+from advantage.equations.noise import (
+    ActionNoise,
+    HeldNoise,
+    action_noise,
+    check_noise,
+    held_noise,
+    initial_noise,
+    perturbed,
+    state_dependent_noise,
+)
+from advantage.equations.objectives import squared_error, td_target
+from advantage.equations.returns import Scalar
+from advantage.equations.schedules import Schedule
+from advantage.equations.soft import temperature_objective
+from advantage.memory.replayed import check_replay, frequency
+from advantage.memory.uniform import Batch
+from advantage.networks import optimisers
+from advantage.networks.batch_norm import (
+    Statistics,
+    batch_norm_layers,
+    evaluated,
+    fresh_statistics,
+    train_actor,
+    train_critics,
+)
+from advantage.networks.continuous import Critics, GaussianActor, Widths, critics, gaussian_actor
+from advantage.networks.mlp import Activation
+from advantage.networks.optimisers import Optimizer, adam, adam_crossq, descend
+from advantage.types import NONFINITE, Chunk, Metrics, Observed, Spec, require, require_bounds
+from advantage.types import rescale_to_env as to_env  # actions within [-1, 1] are stretched to the bounds
+
+ACTION_SPACES = ("box",)
+LOGGED = {"learning_rate": "train/learning_rate"}
+
+
+def critic_loss(
+    config: "Config",
+    critics: Critics,
+    statistics: Statistics,
+    alpha: Array,
+    next_action: Float[Array, "B D"],
+    next_log_prob: Float[Array, " B"],
+    batch: Batch,
+) -> tuple[Float[Array, ""], tuple[Metrics, Statistics]]:
+    """Half the squared error of each critic, added up, to be minimised; and the running statistics after it.
+
+    Both ends of a transition pass the critics in one batch, so that one normalisation serves their mixture
+    (section 3). The target, `r + gamma (min_i Q_i(s', a') - alpha log pi(a' | s'))`, has no gradient.
+    """
+    obs = jax.tree.map(lambda now, following: jnp.concatenate([now, following]), batch.obs, batch.next_obs)
+    both, statistics = train_critics(critics, statistics, obs, jnp.concatenate([batch.action, next_action]))
+    value, next_values = jnp.split(both, 2, axis=1)
+    next_value = jnp.min(jax.lax.stop_gradient(next_values), axis=0) - alpha * next_log_prob
+    target = td_target(batch.reward, batch.discount, next_value)
+    errors = squared_error(value, jnp.broadcast_to(target[None], value.shape))
+    total = 0.5 * jnp.sum(jnp.mean(errors, axis=1))
+    return total, ({"train/critic_loss": total, "train/q_value": jnp.mean(value)}, statistics)
+
+
+def actor_loss(
+    config: "Config",
+    actor: GaussianActor,
+    statistics: Statistics,
+    critics: Critics,
+    alpha: Array,
+    obs: PyTree,
+    key: Key,
+) -> tuple[Float[Array, ""], tuple[Float[Array, " B"], Statistics]]:
+    """`(alpha log pi(a | s) - min_i Q_i(s, a), ...)`, to be minimised; log pi, and the running statistics after it.
+
+    The critics are normalised by their running statistics: a batch of the actor's actions is another mixture.
+    """
+    latent, statistics = train_actor(actor, statistics, obs)
+    action, log_prob = actor.distribution(latent).sample_and_log_prob(key)
+    value = jnp.min(critics(obs, action), axis=0)
+    return jnp.mean(alpha * log_prob - value), (log_prob, statistics)
+
+
+class Config(eqx.Module):
+    """CrossQ's hyper-parameters under SB3-contrib's names, with its defaults."""
+
+    learning_rate: Scalar = 1e-3  # step size of all three optimisers; 1e-4 to 1e-3
+    buffer_size: int = eqx.field(static=True, default=1_000_000)  # transitions remembered, all environments
+    learning_starts: int = eqx.field(static=True, default=100)  # random steps before learning
+    batch_size: int = eqx.field(static=True, default=256)  # transitions per gradient step
+    gamma: Scalar = 0.99  # discount per step; 0.9 to 0.9999
+    train_freq: int | tuple[int, str] = eqx.field(static=True, default=1)  # vector steps or episodes per update
+    gradient_steps: int = eqx.field(static=True, default=1)  # per update; -1: as many as steps collected
+    action_noise: ActionNoise | None = eqx.field(static=True, default=None, converter=action_noise)  # added to actions; a number: its deviation
+    n_steps: int = eqx.field(static=True, default=1)  # steps of a return before it bootstraps; 1 to 10
+    ent_coef: float | str = eqx.field(static=True, default="auto")  # temperature alpha; auto_0.1: learned, from 0.1 on
+    target_entropy: float | str = eqx.field(static=True, default="auto")  # auto: minus the numbers of an action
+    policy_delay: int = eqx.field(static=True, default=3)  # gradient steps of the critics for one of actor and temperature
+    use_sde: bool = eqx.field(static=True, default=False)  # state-dependent exploration
+    sde_sample_freq: int = eqx.field(static=True, default=-1)  # steps between new noise; -1: each update
+    use_sde_at_warmup: bool = eqx.field(static=True, default=False)  # gSDE, not random steps, before learning
+    updates_per_step: float | None = eqx.field(static=True, default=None)  # in place of gradient_steps: per environment step
+    net_arch: Widths = eqx.field(static=True, default=Widths((256, 256), (1024, 1024)))  # layer widths
+    activation_fn: Activation = eqx.field(static=True, default=jax.nn.relu)  # between hidden layers
+    n_critics: int = eqx.field(static=True, default=2)  # of which the least value counts
+    batch_norm_momentum: float = eqx.field(static=True, default=0.01)  # share of a batch in the running statistics
+    batch_norm_eps: float = eqx.field(static=True, default=0.001)  # added to variances
+    renorm_warmup_steps: int = eqx.field(static=True, default=100_000)  # batches before the running statistics correct a batch's
+    log_std_init: Scalar = eqx.field(static=True, default=-3.0)  # gSDE: log of the first deviation
+    use_expln: bool = eqx.field(static=True, default=False)  # gSDE: expln in place of exp
+    clip_mean: Scalar = eqx.field(static=True, default=2.0)  # gSDE: bound of the Gaussian's mean
+    features_extractor: Callable[..., eqx.Module] | None = eqx.field(static=True, default=None)
+    optimizer: Optimizer = eqx.field(static=True, default=adam_crossq)  # function of the learning rate
+    actor: Callable[..., Any] = eqx.field(static=True, default=gaussian_actor)
+    critics: Callable[..., Any] = eqx.field(static=True, default=critics)
+    critic_loss: Callable[..., tuple[Array, Any]] = eqx.field(static=True, default=critic_loss)
+    actor_loss: Callable[..., tuple[Array, Any]] = eqx.field(static=True, default=actor_loss)
+
+    @property
+    def steps_per_update(self) -> int:
+        """T, in steps of the whole vector of environments (the least, where episodes are counted)."""
+        count, unit = frequency(self)
+        return count if unit == "step" else 1
+
+    @property
+    def episodes_per_update(self) -> int | None:
+        """Episodes that make an update, where `train_freq` counts episodes."""
+        count, unit = frequency(self)
+        return count if unit == "episode" else None
+
+    @property
+    def first_alpha(self) -> float:
+        """The temperature at the start."""
+        text = str(self.ent_coef)
+        return float(text.removeprefix("auto_")) if text != "auto" else 1.0
+
+    def check(self, spec: Spec, num_envs: int) -> list[str]:
+        """Raise `ValueError` for settings that cannot work; return notes on what will be done with others."""
+        require_bounds("CrossQ", spec.action)
+        require(self, 0, math.inf, "learning_rate")
+        require(self, 0, 1, "gamma", "batch_norm_momentum")
+        require(self, 0, math.inf, "batch_norm_eps", "renorm_warmup_steps")
+        require(self, 1, math.inf, "policy_delay", "n_critics")
+        check_replay(self, num_envs)
+        check_noise(self.action_noise, math.prod(spec.action.shape))
+        for name, usual in (("ent_coef", "auto, auto_0.1"), ("target_entropy", "auto")):
+            text = str(getattr(self, name))
+            try:
+                fits = text == "auto" or math.isfinite(float(text.removeprefix("auto_")))
+            except ValueError:
+                fits = False
+            if not fits or (name == "ent_coef" and (self.first_alpha < 0 or (self.first_alpha == 0 and "auto" in text))):
+                raise ValueError(f"{name}={text!r} is not understood: give {usual} or a number")
+        return []
+
+
+class Optimizers(NamedTuple):
+    """States of the three optimisers."""
+
+    actor: PyTree
+    critics: PyTree
+    alpha: PyTree
+
+
+class Running(NamedTuple):
+    """What the norms have seen."""
+
+    actor: Statistics
+    critics: Statistics
+
+
+class State(NamedTuple):
+    """All that CrossQ learns."""
+
+    actor: GaussianActor
+    critics: Critics
+    running: Running
+    log_alpha: Array  # logarithm of the temperature, where it is learned
+    optimizer: Optimizers
+    losses: Array  # of actor and temperature, at their last gradient step
+    steps: Array  # environment steps, up to 2^31 - 1: only compared with learning_starts
+    n_updates: Array  # gradient steps so far
+    key: Array
+
+
+def init(config: Config, spec: Spec, key: Key) -> State:
+    """A fresh agent."""
+    actor_key, critics_key, key = jax.random.split(key, 3)
+    common = {"activation": config.activation_fn, "features": config.features_extractor}
+    norm = (config.batch_norm_momentum, config.batch_norm_eps, config.renorm_warmup_steps)
+    common["layers"] = batch_norm_layers(*norm)
+    sde = {name: getattr(config, name) for name in ("use_sde", "log_std_init", "use_expln", "clip_mean")}
+    actor = config.actor(spec, actor_key, net_arch=config.net_arch.pi, **sde, **common)
+    critics = config.critics(
+        spec, critics_key, net_arch=config.net_arch.qf, n_critics=config.n_critics, **common
+    )
+    log_alpha = jnp.float32(math.log(config.first_alpha) if learns_temperature(config) else 0.0)
+    optimizers = Optimizers(
+        optimisers.init(config.optimizer, actor),
+        optimisers.init(config.optimizer, critics),
+        optimisers.init(adam, log_alpha),
+    )
+    running = Running(fresh_statistics(actor), fresh_statistics(critics))
+    return State(actor, critics, running, log_alpha, optimizers, jnp.zeros(2), jnp.int32(0), jnp.int32(0), key)
+
+
+class Carry(NamedTuple):
+    """Noise from one step to the next, where there is any."""
+
+    sde: HeldNoise | tuple[()]
+    added: PyTree
+
+
+def initial_carry(config: Config, spec: Spec, num_envs: int) -> Carry:
+    """The carry of gSDE and of action noise."""
+    components = math.prod(spec.action.shape)
+    sde = ()
+    if config.use_sde:
+        log_std = jax.eval_shape(lambda: init(config, spec, jax.random.PRNGKey(0))).actor.log_std
+        sde = held_noise(num_envs, log_std.shape[0], components)
+    return Carry(sde, initial_noise(config.action_noise, num_envs, components))
+
+
+class Actor(NamedTuple):
+    """What acting needs."""
+
+    policy: GaussianActor
+    random: Bool[Array, ""]  # until `learning_starts`
+
+
+def actor(config: Config, state: State) -> Actor:
+    """The policy, and whether its place is taken by chance."""
+    random = state.steps < config.learning_starts
+    policy = evaluated(state.actor, state.running.actor)
+    return Actor(policy, random & (not (config.use_sde and config.use_sde_at_warmup)))
+
+
+def act(
+    config: Config, actor: Actor, carry: Carry, observed: Observed, key: Key, explore: bool
+) -> tuple[Array, Carry]:
+    """Sample actions `[N, ...]` within [-1, 1], or take the mode."""
+    latent = actor.policy.latent(observed.obs)
+    distribution = actor.policy.distribution(latent)
+    shape = (latent.shape[0], *actor.policy.space.shape)
+    if not explore:
+        return distribution.mode().reshape(shape), carry
+    key, random_key, noise_key = jax.random.split(key, 3)
+    sde = carry.sde
+    if config.use_sde:
+        every = config.steps_per_update if config.sde_sample_freq < 1 else config.sde_sample_freq
+        noise, sde = state_dependent_noise(sde, latent, actor.policy.std(), every, key)
+        action = jnp.tanh(distribution.mean + noise)
+    else:
+        action = distribution.sample(key)
+    random = jax.random.uniform(random_key, action.shape, minval=-1.0, maxval=1.0)
+    action = jnp.where(actor.random, random, action)
+    action, added = perturbed(config.action_noise, carry.added, action, observed.is_first, noise_key)
+    return action.reshape(shape), Carry(sde, added)
+
+
+def schedules(config: Config) -> dict[str, Schedule]:
+    """Fields that change over training by themselves: none."""
+    return {}
+
+
+def observe(config: Config, state: State, chunk: Chunk) -> State:
+    """Count a chunk's steps."""
+    collected = jnp.sum(chunk.valid, dtype=jnp.int32)
+    return state._replace(steps=state.steps + jnp.minimum(collected, jnp.iinfo(jnp.int32).max - state.steps))
+
+
+def learns_temperature(config: Config) -> bool:
+    """Whether the temperature is learned."""
+    return str(config.ent_coef).startswith("auto")
+
+
+def learn(config: Config, state: State, batch: Batch) -> tuple[State, Metrics]:
+    """One gradient step of the critics, and one of actor and temperature where due; none that is not finite."""
+    key, target_key, actor_key = jax.random.split(state.key, 3)
+    batch = batch._replace(action=batch.action.reshape(batch.reward.shape[0], -1))
+    alpha = jnp.exp(state.log_alpha) if learns_temperature(config) else jnp.float32(config.first_alpha)
+    policy = evaluated(state.actor, state.running.actor)
+    following = policy.distribution(policy.latent(batch.next_obs)).sample_and_log_prob(target_key)
+    (_, (metrics, statistics)), gradients = jax.value_and_grad(config.critic_loss, argnums=1, has_aux=True)(
+        config, state.critics, state.running.critics, alpha, *following, batch
+    )
+    critics, optimizer, applied = _descend(config, state.critics, gradients, state.optimizer.critics)
+    n_updates = state.n_updates + 1
+    state = state._replace(
+        critics=critics,
+        running=state.running._replace(critics=_kept(applied, statistics, state.running.critics)),
+        optimizer=state.optimizer._replace(critics=optimizer),
+        n_updates=n_updates,
+        key=key,
+    )
+    due = (n_updates % config.policy_delay == 0) & applied
+    state, actor_applied = jax.lax.cond(
+        due,
+        lambda state: _improve(config, state, alpha, batch, actor_key),
+        lambda state: (state, jnp.asarray(True)),
+        state,
+    )
+    metrics |= {"train/actor_loss": state.losses[0], "train/ent_coef": alpha, "train/ent_coef_loss": state.losses[1]}
+    metrics[NONFINITE] = (~(applied & actor_applied)).astype(jnp.float32)
+    return state, metrics
+
+
+def _improve(config: Config, state: State, alpha: Array, batch: Batch, key: Key) -> tuple[State, Array]:
+    """One gradient step of actor and temperature: `(state, applied)`."""
+    critics = evaluated(state.critics, state.running.critics)
+    (policy_loss, (log_prob, statistics)), gradients = jax.value_and_grad(config.actor_loss, argnums=1, has_aux=True)(
+        config, state.actor, state.running.actor, critics, alpha, batch.obs, key
+    )
+    actor, optimizer, applied = _descend(config, state.actor, gradients, state.optimizer.actor)
+    log_alpha, alpha_optimizer, alpha_loss = _warmer(config, state, log_prob)
+    new = state._replace(
+        actor=actor,
+        running=state.running._replace(actor=_kept(applied, statistics, state.running.actor)),
+        log_alpha=log_alpha,
+        optimizer=state.optimizer._replace(actor=optimizer, alpha=alpha_optimizer),
+        losses=jnp.stack([policy_loss, alpha_loss]),
+    )
+    return new, applied
+
+
+def _kept(applied: Array, new: Statistics, old: Statistics) -> Statistics:
+    """What a batch left in the statistics, unless its gradients were not finite."""
+    return jax.tree.map(lambda new, old: jnp.where(applied, new, old), new, old)
+
+
+def _warmer(config: Config, state: State, log_prob: Float[Array, " B"]) -> tuple[Array, PyTree, Array]:
+    """The temperature's step towards the target entropy: `(log_alpha, optimiser, loss)`."""
+    automatic = config.target_entropy == "auto"
+    target_entropy = -_components(state) if automatic else float(config.target_entropy)
+
+    def objective(log_alpha: Array) -> Array:
+        return jnp.mean(temperature_objective(log_alpha, log_prob, target_entropy))
+
+    loss, gradient = jax.value_and_grad(objective)(state.log_alpha)
+    log_alpha, optimizer, _ = descend(
+        adam, config.learning_rate, math.inf, state.log_alpha, gradient, state.optimizer.alpha, learns_temperature(config)
+    )
+    return log_alpha, optimizer, loss
+
+
+def _components(state: State) -> float:
+    return float(math.prod(state.actor.space.shape))
+
+
+def _descend(config: Config, network: PyTree, gradients: PyTree, optimizer: PyTree) -> tuple[PyTree, PyTree, Array]:
+    return descend(config.optimizer, config.learning_rate, math.inf, network, gradients, optimizer)

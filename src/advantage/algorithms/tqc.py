@@ -1,0 +1,304 @@
+"""Truncated quantile critics (Kuznetsov et al., 2020, https://arxiv.org/abs/2005.04269)."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PyTree
+
+from advantage.equations.distributions import Key
+from advantage.equations.noise import (
+    ActionNoise,
+    HeldNoise,
+    action_noise,
+    check_noise,
+    held_noise,
+    initial_noise,
+    perturbed,
+    state_dependent_noise,
+)
+from advantage.equations.objectives import td_target
+from advantage.equations.quantiles import quantile_huber, truncated
+from advantage.equations.returns import Scalar
+from advantage.equations.schedules import Schedule
+from advantage.equations.soft import soft_update, temperature_objective
+from advantage.memory.replayed import check_replay, frequency
+from advantage.memory.uniform import Batch
+from advantage.networks import optimisers
+from advantage.networks.continuous import GaussianActor, QuantileCritics, Widths, gaussian_actor, quantile_critics
+from advantage.networks.mlp import Activation
+from advantage.networks.optimisers import Optimizer, adam, descend
+from advantage.networks.regularised import check_layers, hidden_layers
+from advantage.types import NONFINITE, Chunk, Metrics, Observed, Spec, require, require_bounds
+from advantage.types import rescale_to_env as to_env  # actions within [-1, 1] are stretched to the bounds
+
+ACTION_SPACES = ("box",)
+LOGGED = {"learning_rate": "train/learning_rate"}
+
+
+def soft_target(
+    config: "Config", actor: GaussianActor, targets: QuantileCritics, alpha: Array, batch: Batch, key: Key
+) -> Float[Array, "B M"]:
+    """`r + gamma (z_m(s', a') - alpha log pi(a' | s'))` of the M lowest quantiles, a' drawn anew (section 3)."""
+    action, log_prob = actor.distribution(actor.latent(batch.next_obs)).sample_and_log_prob(key)
+    lowest = truncated(targets(batch.next_obs, action, jax.random.fold_in(key, 1)), config.top_quantiles_to_drop_per_net)
+    next_value = lowest - (alpha * log_prob)[:, None]
+    return jax.vmap(td_target, (None, None, 1), 1)(batch.reward, batch.discount, next_value)
+
+
+def critic_loss(
+    config: "Config", critics: QuantileCritics, target: Float[Array, "B M"], batch: Batch, key: Key | None = None
+) -> tuple[Float[Array, ""], Metrics]:
+    """The quantile Huber loss, a mean over critics and quantiles (section 3), to be minimised."""
+    quantiles = critics(batch.obs, batch.action, key)
+    errors = quantile_huber(quantiles, jnp.broadcast_to(target[None], (quantiles.shape[0], *target.shape)))
+    total = jnp.mean(errors)
+    return total, {"train/critic_loss": total, "train/q_value": jnp.mean(quantiles)}
+
+
+def actor_loss(
+    config: "Config", actor: GaussianActor, critics: QuantileCritics, alpha: Array, obs: PyTree, key: Key
+) -> tuple[Float[Array, ""], Float[Array, " B"]]:
+    """`(alpha log pi(a | s) - Q(s, a), log pi)`, Q the mean of all quantiles (section 3), to be minimised."""
+    action, log_prob = actor.distribution(actor.latent(obs)).sample_and_log_prob(key)
+    value = jnp.mean(critics(obs, action, jax.random.fold_in(key, 1)), axis=(0, 2))
+    return jnp.mean(alpha * log_prob - value), log_prob
+
+
+class Config(eqx.Module):
+    """TQC's hyper-parameters under SB3-contrib's names, with its defaults."""
+
+    learning_rate: Scalar = 3e-4  # step size of all three optimisers; 1e-4 to 1e-3
+    buffer_size: int = eqx.field(static=True, default=1_000_000)  # transitions remembered, all environments
+    learning_starts: int = eqx.field(static=True, default=100)  # random steps before learning
+    batch_size: int = eqx.field(static=True, default=256)  # transitions per gradient step
+    tau: Scalar = 0.005  # share of the critics that their targets take over
+    gamma: Scalar = 0.99  # discount per step; 0.9 to 0.9999
+    train_freq: int | tuple[int, str] = eqx.field(static=True, default=1)  # vector steps or episodes per update
+    gradient_steps: int = eqx.field(static=True, default=1)  # per update; -1: as many as steps collected
+    action_noise: ActionNoise | None = eqx.field(static=True, default=None, converter=action_noise)  # added to actions; a number: its deviation
+    n_steps: int = eqx.field(static=True, default=1)  # steps of a return before it bootstraps; 1 to 10
+    ent_coef: float | str = eqx.field(static=True, default="auto")  # temperature alpha; auto_0.1: learned, from 0.1 on
+    target_update_interval: int = eqx.field(static=True, default=1)  # gradient steps between updates of the targets
+    target_entropy: float | str = eqx.field(static=True, default="auto")  # auto: minus the numbers of an action
+    top_quantiles_to_drop_per_net: int = eqx.field(static=True, default=2)  # per critic: more against overestimation, fewer against caution
+    use_sde: bool = eqx.field(static=True, default=False)  # state-dependent exploration
+    sde_sample_freq: int = eqx.field(static=True, default=-1)  # steps between new noise; -1: each update
+    use_sde_at_warmup: bool = eqx.field(static=True, default=False)  # gSDE, not random steps, before learning
+    updates_per_step: float | None = eqx.field(static=True, default=None)  # in place of gradient_steps: per environment step
+    net_arch: Widths = eqx.field(static=True, default=Widths())  # layer widths
+    activation_fn: Activation = eqx.field(static=True, default=jax.nn.relu)  # between hidden layers
+    n_critics: int = eqx.field(static=True, default=2)  # whose quantiles are pooled
+    n_quantiles: int = eqx.field(static=True, default=25)  # of each critic
+    block: str = eqx.field(static=True, default="dense")  # kind of hidden layers: dense, or simba: residual
+    layer_norm: bool = eqx.field(static=True, default=False)  # after each hidden layer of the critics
+    dropout_rate: float = eqx.field(static=True, default=0.0)  # of the critics' hidden units; DroQ: 0.01
+    log_std_init: Scalar = eqx.field(static=True, default=-3.0)  # gSDE: log of the first deviation
+    use_expln: bool = eqx.field(static=True, default=False)  # gSDE: expln in place of exp
+    clip_mean: Scalar = eqx.field(static=True, default=2.0)  # gSDE: bound of the Gaussian's mean
+    features_extractor: Callable[..., eqx.Module] | None = eqx.field(static=True, default=None)
+    optimizer: Optimizer = eqx.field(static=True, default=adam)  # function of the learning rate
+    actor: Callable[..., Any] = eqx.field(static=True, default=gaussian_actor)
+    critics: Callable[..., Any] = eqx.field(static=True, default=quantile_critics)
+    critic_loss: Callable[..., tuple[Array, Metrics]] = eqx.field(static=True, default=critic_loss)
+    actor_loss: Callable[..., tuple[Array, Array]] = eqx.field(static=True, default=actor_loss)
+
+    @property
+    def steps_per_update(self) -> int:
+        """T, in steps of the whole vector of environments (the least, where episodes are counted)."""
+        count, unit = frequency(self)
+        return count if unit == "step" else 1
+
+    @property
+    def episodes_per_update(self) -> int | None:
+        """Episodes that make an update, where `train_freq` counts episodes."""
+        count, unit = frequency(self)
+        return count if unit == "episode" else None
+
+    @property
+    def first_alpha(self) -> float:
+        """The temperature at the start."""
+        text = str(self.ent_coef)
+        return float(text.removeprefix("auto_")) if text != "auto" else 1.0
+
+    def check(self, spec: Spec, num_envs: int) -> list[str]:
+        """Raise `ValueError` for settings that cannot work; return notes on what will be done with others."""
+        require_bounds("TQC", spec.action)
+        require(self, 0, math.inf, "learning_rate")
+        require(self, 0, 1, "tau", "gamma")
+        require(self, 1, math.inf, "target_update_interval", "n_critics", "n_quantiles")
+        require(self, 0, self.n_quantiles - 1, "top_quantiles_to_drop_per_net")
+        check_layers(self)
+        check_replay(self, num_envs)
+        check_noise(self.action_noise, math.prod(spec.action.shape))
+        for name, usual in (("ent_coef", "auto, auto_0.1"), ("target_entropy", "auto")):
+            text = str(getattr(self, name))
+            try:
+                fits = text == "auto" or math.isfinite(float(text.removeprefix("auto_")))
+            except ValueError:
+                fits = False
+            if not fits or (name == "ent_coef" and (self.first_alpha < 0 or (self.first_alpha == 0 and "auto" in text))):
+                raise ValueError(f"{name}={text!r} is not understood: give {usual} or a number")
+        return []
+
+
+class Optimizers(NamedTuple):
+    """States of the three optimisers."""
+
+    actor: PyTree
+    critics: PyTree
+    alpha: PyTree
+
+
+class State(NamedTuple):
+    """All that TQC learns."""
+
+    actor: GaussianActor
+    critics: QuantileCritics
+    target_critics: QuantileCritics
+    log_alpha: Array  # logarithm of the temperature, where it is learned
+    optimizer: Optimizers
+    steps: Array  # environment steps, up to 2^31 - 1: only compared with learning_starts
+    n_updates: Array  # gradient steps so far
+    key: Array
+
+
+def init(config: Config, spec: Spec, key: Key) -> State:
+    """A fresh agent."""
+    actor_key, critics_key, key = jax.random.split(key, 3)
+    common = {"activation": config.activation_fn, "features": config.features_extractor}
+    sde = {name: getattr(config, name) for name in ("use_sde", "log_std_init", "use_expln", "clip_mean")}
+    actor = config.actor(spec, actor_key, net_arch=config.net_arch.pi, layers=hidden_layers(config.block), **sde, **common)
+    layers = hidden_layers(config.block, config.layer_norm, config.dropout_rate)
+    counts = {"n_critics": config.n_critics, "n_quantiles": config.n_quantiles}
+    critics = config.critics(spec, critics_key, net_arch=config.net_arch.qf, layers=layers, **counts, **common)
+    log_alpha = jnp.float32(math.log(config.first_alpha) if learns_temperature(config) else 0.0)
+    optimizers = Optimizers(
+        optimisers.init(config.optimizer, actor),
+        optimisers.init(config.optimizer, critics),
+        optimisers.init(adam, log_alpha),
+    )
+    targets = jax.tree.map(jnp.copy, critics)  # their own buffers: both are donated
+    return State(actor, critics, targets, log_alpha, optimizers, jnp.int32(0), jnp.int32(0), key)
+
+
+class Carry(NamedTuple):
+    """Noise from one step to the next, where there is any."""
+
+    sde: HeldNoise | tuple[()]
+    added: PyTree
+
+
+def initial_carry(config: Config, spec: Spec, num_envs: int) -> Carry:
+    """The carry of gSDE and of action noise."""
+    components = math.prod(spec.action.shape)
+    sde = ()
+    if config.use_sde:
+        log_std = jax.eval_shape(lambda: init(config, spec, jax.random.PRNGKey(0))).actor.log_std
+        sde = held_noise(num_envs, log_std.shape[0], components)
+    return Carry(sde, initial_noise(config.action_noise, num_envs, components))
+
+
+class Actor(NamedTuple):
+    """What acting needs."""
+
+    policy: GaussianActor
+    random: Bool[Array, ""]  # until `learning_starts`
+
+
+def actor(config: Config, state: State) -> Actor:
+    """The policy, and whether its place is taken by chance."""
+    random = state.steps < config.learning_starts
+    return Actor(state.actor, random & (not (config.use_sde and config.use_sde_at_warmup)))
+
+
+def act(
+    config: Config, actor: Actor, carry: Carry, observed: Observed, key: Key, explore: bool
+) -> tuple[Array, Carry]:
+    """Sample actions `[N, ...]` within [-1, 1], or take the mode."""
+    latent = actor.policy.latent(observed.obs)
+    distribution = actor.policy.distribution(latent)
+    shape = (latent.shape[0], *actor.policy.space.shape)
+    if not explore:
+        return distribution.mode().reshape(shape), carry
+    key, random_key, noise_key = jax.random.split(key, 3)
+    sde = carry.sde
+    if config.use_sde:
+        every = config.steps_per_update if config.sde_sample_freq < 1 else config.sde_sample_freq
+        noise, sde = state_dependent_noise(sde, latent, actor.policy.std(), every, key)
+        action = jnp.tanh(distribution.mean + noise)
+    else:
+        action = distribution.sample(key)
+    random = jax.random.uniform(random_key, action.shape, minval=-1.0, maxval=1.0)
+    action = jnp.where(actor.random, random, action)
+    action, added = perturbed(config.action_noise, carry.added, action, observed.is_first, noise_key)
+    return action.reshape(shape), Carry(sde, added)
+
+
+def schedules(config: Config) -> dict[str, Schedule]:
+    """Fields that change over training by themselves: none."""
+    return {}
+
+
+def observe(config: Config, state: State, chunk: Chunk) -> State:
+    """Count a chunk's steps."""
+    collected = jnp.sum(chunk.valid, dtype=jnp.int32)
+    return state._replace(steps=state.steps + jnp.minimum(collected, jnp.iinfo(jnp.int32).max - state.steps))
+
+
+def learns_temperature(config: Config) -> bool:
+    """Whether the temperature is learned."""
+    return str(config.ent_coef).startswith("auto")
+
+
+def learn(config: Config, state: State, batch: Batch) -> tuple[State, Metrics]:
+    """One gradient step of critics, actor and temperature; of those whose gradients are finite."""
+    key, target_key, actor_key = jax.random.split(state.key, 3)
+    batch = batch._replace(action=batch.action.reshape(batch.reward.shape[0], -1))
+    alpha = jnp.exp(state.log_alpha) if learns_temperature(config) else jnp.float32(config.first_alpha)
+    target = soft_target(config, state.actor, state.target_critics, alpha, batch, target_key)
+    (_, metrics), gradients = jax.value_and_grad(config.critic_loss, argnums=1, has_aux=True)(
+        config, state.critics, target, batch, jax.random.fold_in(target_key, 2)
+    )
+    critics, critics_optimizer, critics_applied = _descend(config, state.critics, gradients, state.optimizer.critics)
+    # As in SB3 the actor follows the critics that have just been improved, all with the temperature of before.
+    (policy_loss, log_prob), gradients = jax.value_and_grad(config.actor_loss, argnums=1, has_aux=True)(
+        config, state.actor, critics, alpha, batch.obs, actor_key
+    )
+    actor, actor_optimizer, actor_applied = _descend(config, state.actor, gradients, state.optimizer.actor)
+    log_alpha, alpha_optimizer, alpha_loss = _warmer(config, state, log_prob)
+    due = (state.n_updates % config.target_update_interval == 0) & critics_applied
+    targets = soft_update(state.target_critics, critics, jnp.where(due, config.tau, 0.0))
+    metrics |= {"train/actor_loss": policy_loss, "train/ent_coef": alpha, "train/ent_coef_loss": alpha_loss}
+    metrics[NONFINITE] = (~(critics_applied & actor_applied)).astype(jnp.float32)
+    optimizers = Optimizers(actor_optimizer, critics_optimizer, alpha_optimizer)
+    new = State(
+        actor, critics, targets, log_alpha, optimizers, state.steps, state.n_updates + 1, key
+    )
+    return new, metrics
+
+
+def _warmer(config: Config, state: State, log_prob: Float[Array, " B"]) -> tuple[Array, PyTree, Array]:
+    """The temperature's step towards the target entropy: `(log_alpha, optimiser, loss)`."""
+    automatic = config.target_entropy == "auto"
+    target_entropy = -_components(state) if automatic else float(config.target_entropy)
+
+    def objective(log_alpha: Array) -> Array:
+        return jnp.mean(temperature_objective(log_alpha, log_prob, target_entropy))
+
+    loss, gradient = jax.value_and_grad(objective)(state.log_alpha)
+    log_alpha, optimizer, _ = descend(
+        adam, config.learning_rate, math.inf, state.log_alpha, gradient, state.optimizer.alpha, learns_temperature(config)
+    )
+    return log_alpha, optimizer, loss
+
+
+def _components(state: State) -> float:
+    return float(math.prod(state.actor.space.shape))
+
+
+def _descend(config: Config, network: PyTree, gradients: PyTree, optimizer: PyTree) -> tuple[PyTree, PyTree, Array]:
+    return descend(config.optimizer, config.learning_rate, math.inf, network, gradients, optimizer)
