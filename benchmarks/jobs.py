@@ -80,6 +80,8 @@ RUNS: dict[str, Run] = {
         for name in ("SAC", "TD3")
         for env, ids in (("pendulum", "Pendulum-v1"), ("halfcheetah", "HalfCheetah-v5"))
     },
+    "tqc-pendulum": Run("TQC", "Pendulum-v1", 1, CONTROL, warmup=200, steps=800),
+    "crossq-pendulum": Run("CrossQ", "Pendulum-v1", 1, CONTROL, warmup=200, steps=800),
     "sac-pendulum-4seeds": Run("SAC", "Pendulum-v1", 1, CONTROL, warmup=200, steps=800, seeds=4, cores=2),
     "sac-pendulum-20gradients": Run(
         "SAC", "Pendulum-v1", 1, {**CONTROL, "gradient_steps": 20}, warmup=120, steps=60
@@ -193,6 +195,12 @@ CONTINUOUS: list[Check] = [
         check
         for job in ("sac-pendulum", "sac-halfcheetah", "td3-pendulum", "td3-halfcheetah")
         for peer, target in (("sb3", 2.5), ("sbx", 1.2))
+        for check in _faster(job, peer, job, target)
+    ),
+    *(
+        check
+        for job in ("tqc-pendulum", "crossq-pendulum")
+        for peer, target in (("sb3", 3.0), ("sbx", 1.1))
         for check in _faster(job, peer, job, target)
     ),
     Check(
