@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from advantage import DQN, PPO
+from advantage import DQN, PPO, SAC
 from advantage.algorithms import dqn
+from advantage.drivers import host
 from advantage.drivers.host import rollout_layout
 from advantage.drivers.packing import SMALL, ActorParts, Layout, Packed, Table
 from advantage.networks.q_network import QNetwork, q_network
@@ -182,3 +183,25 @@ def test_what_users_replace_may_hold_numbers_and_vectors():
     config = dqn.Config(learning_starts=0, buffer_size=100, network=scaled, loss=with_values)
     (report,) = driver.run(config, {}, 0, 4)
     assert driver.state.network.scale.shape == (1,) and np.isfinite(report.metrics["train/values"]).all()
+
+
+def test_a_step_at_a_time_copies_no_replay(monkeypatch):
+    """An update after every step, of one environment: its temporary memory is far below the ring's size."""
+    sizes, programs_of = [], host._programs
+
+    def watched(*arguments):
+        programs = programs_of(*arguments)
+
+        def update(*given):
+            compiled = programs.update.lower(*given).compile()
+            sizes.append(compiled.memory_analysis().temp_size_in_bytes)
+            return programs.update(*given)
+
+        return programs._replace(update=update)
+
+    monkeypatch.setattr(host, "_programs", watched)
+    small = {"policy_kwargs": {"net_arch": [4]}, "batch_size": 8, "learning_starts": 10}
+    model = SAC("MlpPolicy", "Pendulum-v1", buffer_size=300_000, seed=0, **small)
+    next(model._driver.run(model._config, {}, 0, 2))
+    ring = sum(x.nbytes for x in jax.tree.leaves(model._driver.memory))
+    assert ring > 8_000_000 and max(sizes) < ring / 20
