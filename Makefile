@@ -14,11 +14,11 @@ EXTRAS_test := test
 EXTRAS_docs := docs
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test mutants learn bench docs clean
+.PHONY: help demo test mutants learn learn-full bench docs clean
 .DELETE_ON_ERROR:
 
 help:  ## this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 16
 
 demo: $(VENV)/.demo  ## a first agent, from nothing to a picture
 	@echo "==> demo"
@@ -35,6 +35,10 @@ mutants: $(VENV)/.test  ## every committed wrong version of the code must make a
 learn: $(VENV)/.test  ## the long learning tests (minutes)
 	@echo "==> learning"
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m slow --durations 0 $(ARGS)
+
+learn-full: $(VENV)/.test  ## a million steps of MuJoCo, three seeds a job (a day, or a GPU)
+	@echo "==> learning, in full"
+	@$(BIN)/python benchmarks/learning.py --full --seeds 3 $(ARGS)
 
 kill: $(VENV)/.test  ## kill a training process fifty times; the newest checkpoint has to load (three minutes)
 	@echo "==> kills"

@@ -271,6 +271,15 @@ LEARNING: dict[str, Learning] = {
     "td3-hopper": Learning("TD3", "Hopper-v5", 100_000, 1, {"learning_starts": 10_000}, episodes=10),
     "sac-halfcheetah": Learning("SAC", "HalfCheetah-v5", 100_000, 1, {"learning_starts": 10_000}, episodes=10),
 }  # fmt: skip
+FULL: dict[str, Learning] = {
+    f"{algorithm.lower()}-{env.split('-')[0].lower()}-1m": Learning(
+        algorithm, env, 1_000_000, 1, {"learning_starts": 10_000}, episodes=10
+    )
+    for algorithm in ("SAC", "TD3")
+    for env in ("Hopper-v5", "HalfCheetah-v5", "Walker2d-v5")
+}
+"""Jobs of a day or a GPU, whose returns are published; run only if named, or by `make learn-full`."""
+EVERY = LEARNING | FULL
 EVALUATIONS = 10
 EVALUATION_SEED = 10_000
 """Episode i of every evaluation is reset with this seed plus i."""

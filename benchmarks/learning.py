@@ -1,6 +1,7 @@
 """Learning curves beside Stable-Baselines3's, with the same settings and protocol.
 
     python benchmarks/learning.py [--job NAME ...] [--seeds 5]  # trains; lines into learning.jsonl
+    python benchmarks/learning.py --full --seeds 3              # a million steps of MuJoCo: a day, or a GPU
     python benchmarks/learning.py --report                      # learning.md and a picture per job
     python benchmarks/learning.py --copy-sb3 FILE               # SB3's lines of our jobs into sb3.jsonl
 
@@ -35,8 +36,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--job", action="append", choices=list(jobs.LEARNING), help="only this; may be repeated"
+        "--job", action="append", choices=list(jobs.EVERY), help="only this; may be repeated"
     )
+    parser.add_argument("--full", action="store_true", help="the long jobs, a million steps each")
     parser.add_argument("--seeds", type=int, default=5, help="agents trained at once (5)")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
     parser.add_argument(
@@ -47,7 +49,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     options.results.mkdir(parents=True, exist_ok=True)
-    chosen = options.job or list(jobs.LEARNING)
+    chosen = options.job or list(jobs.FULL if options.full else jobs.LEARNING)
     if options.copy_sb3:
         copy_sb3(options.copy_sb3, options.results / "sb3.jsonl")
     elif options.report:
@@ -64,7 +66,7 @@ def train(name: str, seeds: int, steps: int | None = None) -> list[Line]:
     """Train the job's seeds at once; one line per seed. `steps`: other than the job's, to try it out."""
     import advantage
 
-    job = jobs.LEARNING[name]
+    job = jobs.EVERY[name]
     steps = steps or job.steps
     model = getattr(advantage, job.algorithm)(
         "MlpPolicy", job.env, n_envs=job.n_envs, seed=0, seeds=seeds, **job.settings
@@ -149,7 +151,7 @@ def read_lines(path: Path) -> list[Line]:
 
 def write_lines(path: Path, lines: list[Line]) -> None:
     """In the order of the jobs, then of the seeds."""
-    order = list(jobs.LEARNING)
+    order = list(jobs.EVERY)
     lines = sorted(lines, key=lambda line: (order.index(line["job"]), line["seed"]))
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
@@ -161,7 +163,7 @@ def replace_lines(path: Path, job: str, lines: list[Line]) -> None:
 
 def copy_sb3(source: Path, target: Path) -> None:
     """SB3's lines of our jobs, so that the report needs nothing outside this repository."""
-    write_lines(target, [line for line in read_lines(source) if line["job"] in jobs.LEARNING])
+    write_lines(target, [line for line in read_lines(source) if line["job"] in jobs.EVERY])
 
 
 # -- report ------------------------------------------------------------------------------------------
@@ -186,7 +188,7 @@ def report(folder: Path) -> None:
         "with 5 seeds or fewer such intervals are a hint. SB3's lines (`sb3.jsonl`) were made by the same "
         "protocol at another time.\n"
     ]
-    for name, job in jobs.LEARNING.items():
+    for name, job in jobs.EVERY.items():
         groups = {
             label: [line for line in lines if line["job"] == name]
             for label, lines in (("advantage", ours), ("SB3", sb3))

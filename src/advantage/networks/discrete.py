@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, PyTree
 
 from advantage.equations.distributions import Categorical, Key
 from advantage.networks.features import Flatten
-from advantage.networks.mlp import MLP, Activation, Linear, dense_networks
+from advantage.networks.mlp import MLP, Activation, Linear, dense_layers
 from advantage.types import Space, Spec
 
 Features = Callable[[Space, Key], eqx.Module] | None
@@ -49,7 +49,7 @@ def categorical_actor(
     `features(space, key)` gives a module with `size` that maps `[*batch, ...]` to `[*batch, size]`."""
     features_key, key = jax.random.split(key)
     extractor = Flatten(spec.observation) if features is None else features(spec.observation, features_key)
-    return CategoricalActor(extractor, *_layers(key, extractor.size, net_arch, spec.action.n[0], activation))
+    return CategoricalActor(extractor, *dense_layers(key, extractor.size, net_arch, spec.action.n[0], activation))
 
 
 def discrete_critics(
@@ -66,14 +66,6 @@ def discrete_critics(
     extractor = Flatten(spec.observation) if features is None else features(spec.observation, features_key)
 
     def one(key: Key) -> tuple[MLP, Linear]:
-        return _layers(key, extractor.size, net_arch, spec.action.n[0], activation)
+        return dense_layers(key, extractor.size, net_arch, spec.action.n[0], activation)
 
     return DiscreteCritics(extractor, *jax.vmap(one)(jax.random.split(key, n_critics)))
-
-
-def _layers(key: Key, inputs: int, net_arch: tuple[int, ...], outputs: int, activation: Activation) -> tuple[MLP, Linear]:
-    """Hidden layers and an output layer, from torch's default initialisation."""
-    (hidden,), (head,) = dense_networks(
-        key, [(inputs, net_arch)], [((inputs, *net_arch)[-1], outputs, 1.0)], activation, ortho_init=False
-    )
-    return hidden, head
