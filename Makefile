@@ -14,11 +14,11 @@ EXTRAS_test := test
 EXTRAS_docs := docs
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test mutants learn learn-full bench docs clean
+.PHONY: help demo test mutants learn learn-full kill bench docs clean
 .DELETE_ON_ERROR:
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
 demo: $(VENV)/.demo  ## a first agent, from nothing to a picture
 	@echo "==> demo"
