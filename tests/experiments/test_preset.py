@@ -70,8 +70,9 @@ def test_a_verified_preset_has_its_results(one):
     assert one.verified.high >= one.published[0] - one.published[1]
 
 
-def test_some_presets_of_each_algorithm_are_verified():
-    assert {one.algorithm for one in EVERY if one.verified} == {*ALGORITHMS}
+def test_some_presets_are_verified():
+    """Of the algorithms whose presets train in minutes; those of continuous control say that they are not."""
+    assert {one.algorithm for one in EVERY if one.verified} >= {"DQN", "PPO"}
 
 
 def test_every_env_once():
