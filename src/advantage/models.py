@@ -60,6 +60,7 @@ from advantage.training.hyperparameters import (
     describe_schedule,
     undescribe,
     undescribe_schedule,
+    undisturbed,
     whole,
 )
 from advantage.training.loop import Run, train
@@ -196,12 +197,7 @@ class Model:
         if reset_num_timesteps and self.num_timesteps and resumed is None:
             self._driver.reset()
             self._set(num_timesteps=0)
-        starts = getattr(self._config, "learning_starts", -1)
-        if self.num_timesteps + steps <= starts:
-            warnings.warn(
-                f"learning_starts={starts} is not reached in total_timesteps={steps}: all steps are random, nothing is"
-                " learned; lower it or train longer", UserWarning, stacklevel=2,
-            )  # fmt: skip
+        self._warn_of_chance(steps)
         name = tb_log_name or (resumed["plan"]["name"] if resumed else type(self).__name__)
         self._set(_logger=self._make_logger(name, reset_num_timesteps, resumed))
         if log_interval == -1:
@@ -218,6 +214,18 @@ class Model:
         with self._on_device():
             train(run)
         return self
+
+    def _warn_of_chance(self, steps: int) -> None:
+        """Warn where `learn` would end before learning begins."""
+        if not hasattr(self._config, "learning_starts"):
+            return
+        # The agent counts its steps for life; a full memory is learned from in any case.
+        starts = min(self._config.learning_starts, self._config.buffer_size - 1)
+        if int(np.min(np.asarray(self._full_state().steps))) + steps <= starts:
+            warnings.warn(
+                f"learning_starts={self._config.learning_starts} is not reached in total_timesteps={steps}: all steps are"
+                " random, nothing is learned; lower it or train longer", UserWarning, stacklevel=3,
+            )  # fmt: skip
 
     def save_checkpoint(self, folder: str | os.PathLike[str]) -> pathlib.Path:
         """Write a checkpoint of the last `learn` as it is now, also after Ctrl-C; `resume(folder)` reads it.
@@ -339,8 +347,8 @@ class Model:
         mask = None if action_masks is None else np.asarray(action_masks, bool).reshape(batch, -1)
         with self._on_device():
             if state is None:
-                state = algorithm.initial_carry(self._config, spec, batch)
-            act = _acting_program(algorithm, self._config, not deterministic)
+                state = algorithm.initial_carry(undisturbed(self._config), spec, batch)
+            act = _acting_program(algorithm, undisturbed(self._config), not deterministic)
             self._set(_predictions=self._predictions + 1)
             actor = self._actor(seed_index).inner if inner else self._actor(seed_index)
             action, carry = act(actor, state, Observed(obs, is_first, mask), self._base_seed(), self._predictions)
@@ -372,7 +380,7 @@ class Model:
         """The acting parameters of a seed."""
 
         def of_state(state: PyTree) -> PyTree:
-            return jax.tree.map(jnp.array, self.algorithm.actor(self._resolved()[0], state))
+            return jax.tree.map(jnp.array, self.algorithm.actor(undisturbed(self._resolved()[0]), state))
 
         return self._kept("actor", seed_index, of_state)
 

@@ -313,7 +313,7 @@ def require_bounds(algorithm: str, space: Space) -> None:
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
         raise ValueError(
             f"{algorithm} stretches its actions to the bounds of the action space, and {space.to_gymnasium()} has"
-            " infinite ones: wrap the environment in gymnasium.wrappers.RescaleAction or give the Box finite bounds"
+            " infinite ones: give the Box finite bounds, also by gymnasium.wrappers.TransformAction with such an action space"
         )
     if (low >= high).any():
         raise ValueError(

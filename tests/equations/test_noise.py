@@ -10,6 +10,7 @@ from advantage.equations.noise import (
     OrnsteinUhlenbeckActionNoise,
     action_noise,
     check_noise,
+    due_noise,
     held_noise,
     initial_noise,
     perturbed,
@@ -103,7 +104,7 @@ def test_what_action_noise_may_be():
         (lambda: OrnsteinUhlenbeckActionNoise(dt=-0.1), "dt=-0.1"),
         (lambda: OrnsteinUhlenbeckActionNoise(initial_noise=np.inf), "initial_noise=inf"),
         (lambda: action_noise(-0.1), "sigma=-0.1"),
-        (lambda: action_noise("normal"), "action_noise='normal' is not understood: give a number"),
+        (lambda: action_noise("normal"), "action_noise='normal' is not understood: give a deviation"),
         (lambda: action_noise(True), "action_noise=True is not understood"),
         (lambda: check_noise(NormalActionNoise(0.0, [0.1, 0.2, 0.3]), 2), "3 components and the action 2"),
         (lambda: check_noise(OrnsteinUhlenbeckActionNoise([0.0, 0.0]), 1), "2 components and the action 1"),
@@ -126,10 +127,28 @@ def test_gsde_holds_its_matrix_until_it_is_due():
     std = jnp.asarray([[0.1, 0.2], [0.3, 0.4], [0.5, 0.6]])
     held, matrices = held_noise(2, 3, 2), []
     for key in jax.random.split(KEY, 7):
-        noise, held = state_dependent_noise(held, latent, std, 3, key)
+        due = due_noise(held, 3, 1, None, jnp.zeros(2, bool))
+        noise, held = state_dependent_noise(held, latent, std, due, key)
         matrices.append(np.asarray(held.normals))
         expected = [latent[n] @ (held.normals[n] * std) for n in range(2)]
         np.testing.assert_allclose(noise, expected, rtol=1e-5)
     changed = [not np.array_equal(a, b) for a, b in zip(matrices, matrices[1:], strict=False)]
     assert changed == [False, False, True, False, False, True]
     assert np.abs(matrices[0]).min() > 0 and not np.array_equal(matrices[0][0], matrices[0][1])
+
+
+@pytest.mark.parametrize("freq,steps,episodes,is_first,due", [
+    (-1, 4, None, False, [True, False, False, False, True]),  # every update
+    (2, 4, None, False, [True, False, True, False, True]),
+    (-1, 1, 1, False, [False] * 5),  # the same matrix for an episode
+    (-1, 1, 1, True, [True] * 5),
+    (2, 1, 1, False, [True, False, True, False, True]),
+])  # fmt: skip
+def test_when_gsde_draws_anew(freq, steps, episodes, is_first, due):
+    """By its own frequency, else as often as an update is made: after some steps, or with each episode."""
+    held, found, latent, std = held_noise(1, 3, 2), [], jnp.ones((1, 3)), jnp.ones((3, 2))
+    for key in jax.random.split(jax.random.PRNGKey(0), 5):
+        now = due_noise(held, freq, steps, episodes, jnp.full(1, is_first))
+        found.append(bool(now))
+        _, held = state_dependent_noise(held, latent, std, now, key)
+    assert found == due

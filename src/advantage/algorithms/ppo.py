@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from advantage.equations.distributions import Key
-from advantage.equations.noise import HeldNoise, held_noise, state_dependent_noise
+from advantage.equations.noise import HeldNoise, due_noise, held_noise, state_dependent_noise
 from advantage.equations.objectives import (
     clipped_surrogate,
     clipped_value,
@@ -185,8 +185,8 @@ def act(
         return distribution.mode().reshape(shape), carry
     if not config.use_sde:
         return distribution.sample(key).reshape(shape), carry
-    every = config.n_steps if config.sde_sample_freq < 1 else config.sde_sample_freq
-    noise, carry = state_dependent_noise(carry, latent, actor.std(), every, key)
+    due = due_noise(carry, config.sde_sample_freq, config.n_steps, None, observed.is_first)
+    noise, carry = state_dependent_noise(carry, latent, actor.std(), due, key)
     return (distribution.mean + noise).reshape(shape), carry
 
 

@@ -15,6 +15,7 @@ from advantage.equations.noise import (
     HeldNoise,
     action_noise,
     check_noise,
+    due_noise,
     held_noise,
     initial_noise,
     perturbed,
@@ -24,7 +25,13 @@ from advantage.equations.objectives import td_target
 from advantage.equations.quantiles import quantile_huber, truncated
 from advantage.equations.returns import Scalar
 from advantage.equations.schedules import Schedule
-from advantage.equations.soft import soft_update, temperature_objective
+from advantage.equations.soft import (
+    check_temperature,
+    first_temperature,
+    learns_temperature,
+    soft_update,
+    temperature_objective,
+)
 from advantage.memory.replayed import check_replay, frequency
 from advantage.memory.uniform import Batch
 from advantage.networks import optimisers
@@ -118,12 +125,6 @@ class Config(eqx.Module):
         count, unit = frequency(self)
         return count if unit == "episode" else None
 
-    @property
-    def first_alpha(self) -> float:
-        """The temperature at the start."""
-        text = str(self.ent_coef)
-        return float(text.removeprefix("auto_")) if text != "auto" else 1.0
-
     def check(self, spec: Spec, num_envs: int) -> list[str]:
         """Raise `ValueError` for settings that cannot work; return notes on what will be done with others."""
         require_bounds("TQC", spec.action)
@@ -134,14 +135,7 @@ class Config(eqx.Module):
         check_layers(self)
         check_replay(self, num_envs)
         check_noise(self.action_noise, math.prod(spec.action.shape))
-        for name, usual in (("ent_coef", "auto, auto_0.1"), ("target_entropy", "auto")):
-            text = str(getattr(self, name))
-            try:
-                fits = text == "auto" or math.isfinite(float(text.removeprefix("auto_")))
-            except ValueError:
-                fits = False
-            if not fits or (name == "ent_coef" and (self.first_alpha < 0 or (self.first_alpha == 0 and "auto" in text))):
-                raise ValueError(f"{name}={text!r} is not understood: give {usual} or a number")
+        check_temperature(self.ent_coef, self.target_entropy)
         return []
 
 
@@ -175,7 +169,7 @@ def init(config: Config, spec: Spec, key: Key) -> State:
     layers = hidden_layers(config.block, config.layer_norm, config.dropout_rate)
     counts = {"n_critics": config.n_critics, "n_quantiles": config.n_quantiles}
     critics = config.critics(spec, critics_key, net_arch=config.net_arch.qf, layers=layers, **counts, **common)
-    log_alpha = jnp.float32(math.log(config.first_alpha) if learns_temperature(config) else 0.0)
+    log_alpha = jnp.float32(math.log(first_temperature(config.ent_coef)) if learns_temperature(config.ent_coef) else 0.0)
     optimizers = Optimizers(
         optimisers.init(config.optimizer, actor),
         optimisers.init(config.optimizer, critics),
@@ -227,8 +221,8 @@ def act(
     key, random_key, noise_key = jax.random.split(key, 3)
     sde = carry.sde
     if config.use_sde:
-        every = config.steps_per_update if config.sde_sample_freq < 1 else config.sde_sample_freq
-        noise, sde = state_dependent_noise(sde, latent, actor.policy.std(), every, key)
+        due = due_noise(sde, config.sde_sample_freq, config.steps_per_update, config.episodes_per_update, observed.is_first)
+        noise, sde = state_dependent_noise(sde, latent, actor.policy.std(), due, key)
         action = jnp.tanh(distribution.mean + noise)
     else:
         action = distribution.sample(key)
@@ -249,16 +243,11 @@ def observe(config: Config, state: State, chunk: Chunk) -> State:
     return state._replace(steps=state.steps + jnp.minimum(collected, jnp.iinfo(jnp.int32).max - state.steps))
 
 
-def learns_temperature(config: Config) -> bool:
-    """Whether the temperature is learned."""
-    return str(config.ent_coef).startswith("auto")
-
-
 def learn(config: Config, state: State, batch: Batch) -> tuple[State, Metrics]:
     """One gradient step of critics, actor and temperature; of those whose gradients are finite."""
     key, target_key, actor_key = jax.random.split(state.key, 3)
     batch = batch._replace(action=batch.action.reshape(batch.reward.shape[0], -1))
-    alpha = jnp.exp(state.log_alpha) if learns_temperature(config) else jnp.float32(config.first_alpha)
+    alpha = jnp.exp(state.log_alpha) if learns_temperature(config.ent_coef) else jnp.float32(first_temperature(config.ent_coef))
     target = soft_target(config, state.actor, state.target_critics, alpha, batch, target_key)
     (_, metrics), gradients = jax.value_and_grad(config.critic_loss, argnums=1, has_aux=True)(
         config, state.critics, target, batch, jax.random.fold_in(target_key, 2)
@@ -291,7 +280,7 @@ def _warmer(config: Config, state: State, log_prob: Float[Array, " B"]) -> tuple
 
     loss, gradient = jax.value_and_grad(objective)(state.log_alpha)
     log_alpha, optimizer, _ = descend(
-        adam, config.learning_rate, math.inf, state.log_alpha, gradient, state.optimizer.alpha, learns_temperature(config)
+        adam, config.learning_rate, math.inf, state.log_alpha, gradient, state.optimizer.alpha, learns_temperature(config.ent_coef)
     )
     return log_alpha, optimizer, loss
 

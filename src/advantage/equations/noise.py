@@ -115,12 +115,13 @@ def action_noise(value: Any) -> ActionNoise | None:
     kind, _, sigma = str(value).rpartition("_")
     kinds = {"": NormalActionNoise, "normal": NormalActionNoise, "ornstein-uhlenbeck": OrnsteinUhlenbeckActionNoise}
     try:
-        return kinds[kind](0.0, float(sigma))
+        make, sigma = kinds[kind], float(sigma)
     except (KeyError, ValueError):
         raise ValueError(
             f"action_noise={value!r} is not understood: give a deviation such as 0.1, 'ornstein-uhlenbeck_0.1', a"
             " NormalActionNoise or an OrnsteinUhlenbeckActionNoise of advantage"
         ) from None
+    return make(0.0, sigma)
 
 
 def initial_noise(noise: ActionNoise | None, num_envs: int, components: int) -> Any:
@@ -160,17 +161,28 @@ def held_noise(num_envs: int, latent: int, components: int) -> HeldNoise:
     return HeldNoise(jnp.zeros((num_envs, latent, components), jnp.float32), jnp.int32(0))
 
 
+def due_noise(
+    held: HeldNoise, sde_sample_freq: int, steps: int, episodes: int | None, is_first: Bool[Array, " N"]
+) -> Bool[Array, ""]:
+    """Whether gSDE's matrix is drawn anew now: after `sde_sample_freq` steps, or as often as an update is made.
+
+    An update is made after `steps` steps, or after `episodes` episodes: then the matrix holds for an episode.
+    """
+    if sde_sample_freq < 1 and episodes is not None:
+        return jnp.any(is_first)
+    return held.age % (steps if sde_sample_freq < 1 else sde_sample_freq) == 0
+
+
 def state_dependent_noise(
-    held: HeldNoise, latent: Float[Array, "N L"], std: Float[Array, "L D"], every: int, key: Key
+    held: HeldNoise, latent: Float[Array, "N L"], std: Float[Array, "L D"], due: Bool[Array, ""], key: Key
 ) -> tuple[Float[Array, "N D"], HeldNoise]:
-    """gSDE's noise `latent @ W`, its matrix drawn anew after `every` steps (Raffin et al., 2021, section 3).
+    """gSDE's noise `latent @ W`, its matrix drawn anew where it is `due` (Raffin et al., 2021, section 3).
 
     https://arxiv.org/abs/2005.05719
     """
-    fresh = held.age % every == 0
-    normals = jax.lax.cond(fresh, lambda: jax.random.normal(key, held.normals.shape), lambda: held.normals)
+    normals = jax.lax.cond(due, lambda: jax.random.normal(key, held.normals.shape), lambda: held.normals)
     noise = jnp.einsum("nl,nld->nd", latent, normals * std[None])
-    return noise, HeldNoise(normals, (held.age + 1) % every)
+    return noise, HeldNoise(normals, jnp.where(due, 1, held.age + 1))
 
 
 def _numbers(name: str, value: Any, least: float = -np.inf) -> tuple[float, ...]:

@@ -169,7 +169,8 @@ class Hindsight:
         is_first, terminated, truncated, valid = np.moveaxis(rollout.flags, 1, 0)
         done = (terminated | truncated) & valid
         for t in range(done.shape[1]):
-            self.count[is_first[:, t] | ~valid[:, t]] = 0
+            # Where an invalid row is a gap, and no padding of a chunk that was cut, the next valid one begins anew.
+            self.count[is_first[:, t] & valid[:, t]] = 0
             self._write(t, rollout, valid[:, t])
             for s, n in np.argwhere(done[:, t]).tolist():
                 final = {name: x[s, t, n] for name, x in rollout.final_obs.items()}

@@ -16,8 +16,19 @@ from advantage.types import NONFINITE, Chunk, Metrics, Spec, require
 
 
 def frequency(config: Any) -> tuple[int, str]:
-    """`train_freq` as `(k, unit)`."""
-    return (config.train_freq, "step") if isinstance(config.train_freq, int) else config.train_freq
+    """`train_freq` as `(k, unit)`.
+
+    Raises:
+        ValueError: it is neither a positive number nor such a pair.
+    """
+    given = config.train_freq
+    pair = (given, "step") if isinstance(given, int) else given
+    fits = isinstance(pair, tuple) and len(pair) == 2 and type(pair[0]) is int and pair[1] in ("step", "episode")
+    if not fits or pair[0] < 1:
+        raise ValueError(
+            f"train_freq={given!r} is not understood: give a positive number of steps, (k, 'step') or (k, 'episode')"
+        )
+    return pair
 
 
 def check_replay(config: Any, num_envs: int) -> None:
@@ -25,12 +36,6 @@ def check_replay(config: Any, num_envs: int) -> None:
     require(config, 1, math.inf, "buffer_size", "batch_size", "n_steps")
     require(config, 0, math.inf, "learning_starts")
     require(config, -1, math.inf, "gradient_steps")
-    count, unit = frequency(config)
-    if unit not in ("step", "episode") or count < 1:
-        raise ValueError(
-            f"train_freq={config.train_freq!r} is not understood: give a positive number of steps, (k, 'step')"
-            " or (k, 'episode')"
-        )
     if config.buffer_size < config.batch_size:
         raise ValueError(
             f"batch_size={config.batch_size} is larger than buffer_size={config.buffer_size}:"
@@ -97,8 +102,10 @@ def replayed_update(algorithm: Any) -> Callable[..., tuple[Any, uniform.Replay, 
         # hindsight are remembered too, and are no steps.
         held, capacity = jnp.sum(memory.size), memory.reward.shape[0]
         begun = jnp.minimum(held, state.steps) > config.learning_starts
+        # A ring that cannot hold as many as `learning_starts` begins when steps could have filled it.
+        full = (held == capacity) & (state.steps >= min(capacity, config.learning_starts + 1))
         # Nothing collected, nothing to learn from: an all-invalid chunk changes no bit.
-        ready = (begun | (held == capacity)) & (collected > 0)
+        ready = (begun | full) & (collected > 0)
         bound = jnp.where(ready, wanted, 0)
 
         def learn_once(before: Any) -> tuple[Any, Metrics]:

@@ -48,9 +48,13 @@ def network_fields(config_class: type, policy_kwargs: Mapping[str, Any]) -> dict
     """
     defaults = {field.name: field.default for field in dataclasses.fields(config_class)}
     given, fields = dict(policy_kwargs), {}
-    for name, only in NEUTRAL.items():
+    # Off-policy actors and critics of continuous control have features of their own, as SB3's by default.
+    shares = not isinstance(defaults.get("net_arch"), Widths)
+    for name, only in (NEUTRAL | {"share_features_extractor": shares}).items():
         if given.pop(name, only) != only:
             raise ValueError(f"policy_kwargs[{name!r}] has to be {only} here: leave it out")
+    if "batch_norm_momentum" in defaults and not given.pop("batch_norm", True):
+        raise ValueError("policy_kwargs['batch_norm'] has to be True for CrossQ: it takes the targets' place; use SAC")
     extractor, extractor_kwargs = given.pop("features_extractor_class", None), given.pop("features_extractor_kwargs", {})
     if extractor is not None:
         fields["features_extractor"] = functools.partial(extractor, **extractor_kwargs)

@@ -130,8 +130,8 @@ def simba_layers(
 ) -> tuple[SimBa, Linear]:
     """One residual block for each width of `net_arch`, all of which are equal; and the output layer.
 
-    Normal weights, of variance 2 / inputs in the blocks and 1 / inputs in the embedding, where the paper has
-    orthogonal ones of the same scale.
+    Normal weights, of variance 2 / inputs in the blocks and 1 / inputs in the embedding, which is orthogonal in the
+    paper.
     """
     width, count = net_arch[0], len(net_arch)
     hidden_key, head_key = jax.random.split(key)

@@ -28,6 +28,7 @@ from advantage.envs.single import WrapperFacts, wrapper_facts
 from advantage.envs.subproc import SubprocVecEnv
 from advantage.envs.vec_env import DummyVecEnv
 from advantage.envs.vector import HostEnvs, SyncEnvs, VectorEnvs
+from advantage.training.hyperparameters import undisturbed
 from advantage.types import Observed, Spec, TimeStep
 
 MOST_ENVS = 256
@@ -455,7 +456,7 @@ def _rollouts(
     check_spaces(model, env.spec)
     batches = -(-episodes // MOST_ENVS)
     num_envs = -(-episodes // batches)
-    begin, go_on = _rollout_programs(model.algorithm, model._config, env, num_envs, not deterministic)
+    begin, go_on = _rollout_programs(model.algorithm, undisturbed(model._config), env, num_envs, not deterministic)
     returns, lengths = [], []
     with model._on_device():
         actors = jax.tree.map(lambda *x: jnp.stack(x), *[model._actor(s) for s in seeds])

@@ -51,6 +51,19 @@ def configured(
     return dataclasses.replace(config, **fields), schedules
 
 
+def undisturbed(config: Any) -> Any:
+    """The config by which `predict` acts: a policy's own choice, sampled or not, as in SB3.
+
+    Noise that is added to actions, and actions at random before learning begins, belong to training; DQN's epsilon,
+    which SB3's `predict` has too, stays.
+    """
+    names = {field.name for field in dataclasses.fields(config)}
+    if "learning_starts" not in names or "exploration_rate" in names:
+        return config
+    without = {"learning_starts": 0, "action_noise": None}
+    return dataclasses.replace(config, **{name: value for name, value in without.items() if name in names})
+
+
 def whole(name: str, value: Any, least: int = 1) -> int:
     """A whole number, also one given as a float.
 
@@ -80,6 +93,8 @@ def _cast(name: str, kind: Any, value: Any) -> Any:
         return _number(name, value)
     if kind is bool:
         return bool(value)
+    if kind is float:
+        return _number(name, value)
     if _is_union(kind) and float in typing.get_args(kind) and not isinstance(value, typing.get_args(kind)):
         return _number(name, value)  # such as ent_coef=0 or updates_per_step=np.int64(1)
     if isinstance(value, list):
