@@ -221,7 +221,9 @@ class Model:
             return
         # The agent counts its steps for life; a full memory is learned from in any case.
         starts = min(self._config.learning_starts, self._config.buffer_size - 1)
-        if int(np.min(np.asarray(self._full_state().steps))) + steps <= starts:
+        state = self._full_state()
+        done = int(np.min(np.asarray(getattr(state, "inner", state).steps)))
+        if done + steps <= starts:
             warnings.warn(
                 f"learning_starts={self._config.learning_starts} is not reached in total_timesteps={steps}: all steps are"
                 " random, nothing is learned; lower it or train longer", UserWarning, stacklevel=3,
