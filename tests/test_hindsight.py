@@ -11,6 +11,8 @@ from gymnasium import spaces
 from advantage import DDPG, DQN, PPO, SAC, TD3, BaseCallback, DummyVecEnv, HerReplayBuffer, evaluate_policy, make_vec_env
 from advantage.envs.goals import BitFlip, PointReach
 
+# What is remembered before anything is learned is looked at here.
+pytestmark = pytest.mark.filterwarnings("ignore:learning_starts=")
 HER = {"replay_buffer_class": HerReplayBuffer}
 SMALL = {"learning_starts": 20, "buffer_size": 4000, "batch_size": 8, "policy_kwargs": {"net_arch": [4]}, "seed": 3}
 FACES = [DQN, SAC, TD3, DDPG]

@@ -261,7 +261,7 @@ def test_actions_of_which_no_distance_is_known(face):
 @pytest.mark.parametrize(
     ("low", "high", "match"),
     [
-        ([-np.inf, -1.0], [np.inf, 1.0], "infinite ones: wrap .*RescaleAction"),
+        ([-np.inf, -1.0], [np.inf, 1.0], "infinite ones: .*TransformAction"),
         ([-1.0, -1.0], [np.inf, 1.0], "infinite ones"),
         ([-1.0, 0.5], [1.0, 0.5], r"no width \(component 1\)"),
     ],
@@ -276,11 +276,11 @@ def test_bounds_that_nothing_can_be_stretched_to(face, low, high, match):
 @pytest.mark.parametrize(
     ("face", "wrong", "match"),
     [
-        (SAC, {"ent_coef": "automatic"}, "ent_coef='automatic' is not understood: give auto, auto_0.1 or a number"),
+        (SAC, {"ent_coef": "automatic"}, "ent_coef='automatic' is not understood: give 'auto', 'auto_0.1' or a number"),
         (SAC, {"ent_coef": "auto_0"}, "ent_coef='auto_0'"),
         (SAC, {"ent_coef": -0.1}, "ent_coef=.*-0.1"),
         (SAC, {"target_entropy": "low"}, "target_entropy='low' is not understood"),
-        (SAC, {"target_entropy": "auto_1"}, "target_entropy='auto_1' is not understood: give auto or a number"),
+        (SAC, {"target_entropy": "auto_1"}, "target_entropy='auto_1' is not understood: give 'auto' or a number"),
         (SAC, {"updates_per_step": -1}, "updates_per_step=-1.* out of range: give gradient steps"),
         (TD3, {"updates_per_step": 0}, "updates_per_step=0.* out of range"),
         (TD3, {"updates_per_step": 1e-4}, "updates_per_step=0.0001 is out of range"),  # rounded to none at all

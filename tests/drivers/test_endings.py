@@ -294,6 +294,7 @@ def test_garbage_in_invalid_rows_changes_no_bit(toys, name):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.filterwarnings("ignore:learning_starts=1000 is not reached")
 def test_a_chunk_begun_goes_on_after_a_reset(toys):
     """Stopped on an uneven last step, environments begin anew inside a chunk: no row's successor is theirs."""
     env = make_vec_env(lambda: toys.Counting(50), 4)
