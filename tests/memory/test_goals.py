@@ -47,11 +47,11 @@ class World:
 
     def rollout(self, events):
         """A chunk, and the episodes that ended in it. `events [T, S, N]`: what happens in a step."""
-        length = len(events)
+        length = len(events) + 1  # the last row is padding: nobody stepped
         obs, final_obs = (observation(np.nan, (S, length + more, N)) for more in (1, 0))
         action, reward = np.full((S, length, N), -1, np.int32), np.full((S, length, N), np.nan, np.float32)
         flags, ended = np.zeros((S, 4, length, N), bool), []
-        for t in range(length):
+        for t in range(len(events)):
             for s, n in self.now:
                 event, place = events[t][s][n], (s, n)
                 if event == "reset":  # from outside: what ran has no end
@@ -64,8 +64,8 @@ class World:
                 self.now[place] = self.new() if over or cut else following
                 flags[s, :, t, n] = self.first[place], over, cut, event != "lost"
                 self.first[place] = over or cut
-                if event == "lost":
-                    self.running[place] = []
+                if event == "lost":  # drivers begin an episode after a gap
+                    self.running[place], self.first[place] = [], True
                     continue
                 for name, x in observation(number).items():
                     obs[name][s, t, n] = x
