@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from advantage.algorithms import sac
+from advantage.networks.temperature import first_temperature, learns_temperature
 from advantage.memory.uniform import Batch
 from advantage.networks import optimisers
 from advantage.networks.continuous import Widths
@@ -43,8 +44,8 @@ def state_of(sb3, config):
     """SB3's weights before the first step."""
     found = sb3.weights("sac", "before")
     actor, critics, targets = sb3.gaussian_actor(found), sb3.critics(found), sb3.critics(found, "critic_target")
-    learned = sac.learns_temperature(config.ent_coef)
-    log_alpha = jnp.float32(math.log(sac.first_temperature(config.ent_coef)) if learned else 0.0)
+    learned = learns_temperature(config.ent_coef)
+    log_alpha = jnp.float32(math.log(first_temperature(config.ent_coef)) if learned else 0.0)
     inits = [optimisers.init(config.optimizer, x) for x in (actor, critics)]
     optimizers = sac.Optimizers(*inits, optimisers.init(optimisers.adam, log_alpha))
     return sac.State(actor, critics, targets, log_alpha, optimizers, jnp.int32(0), jnp.int32(0), KEY)
@@ -55,14 +56,14 @@ def test_learning_is_that_of_sb3(sb3, case):
     """Three gradient steps on one batch with ends of both kinds: losses, every weight, targets, temperature."""
     config = sac.Config(**sb3.settings(case))
     answers = sb3.learned(sac, config, state_of(sb3, config), case)
-    names = ["critic_loss", "actor_loss", "ent_coef"] + ["ent_coef_loss"] * sac.learns_temperature(config.ent_coef)
+    names = ["critic_loss", "actor_loss", "ent_coef"] + ["ent_coef_loss"] * learns_temperature(config.ent_coef)
     sb3.assert_logged(answers, case, names)
     for steps in (1, 3):
         found, state = sb3.weights("sac", f"{case[4:]}/after{steps}"), answers[steps - 1][0]
         sb3.assert_close(state.critics, sb3.critics(found), 1e-5)
         sb3.assert_close(state.target_critics, sb3.critics(found, "critic_target"), 1e-5)
         sb3.assert_close(state.actor, sb3.gaussian_actor(found), 1e-5)
-        if sac.learns_temperature(config.ent_coef):
+        if learns_temperature(config.ent_coef):
             np.testing.assert_allclose(state.log_alpha, sb3.ORACLE[f"{case}/log_ent_coef{steps}"], atol=1e-5)
     assert int(answers[2][0].n_updates) == 3
 

@@ -7,21 +7,25 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from advantage.equations.distributions import Key
-from advantage.equations.noise import ActionNoise, action_noise, check_noise, initial_noise, perturbed
+from advantage.equations.noise import ActionNoise, action_noise, check_noise
 from advantage.equations.objectives import squared_error, td_target
 from advantage.equations.returns import Scalar
 from advantage.equations.schedules import Schedule
 from advantage.equations.soft import soft_update
-from advantage.memory.replayed import check_replay, frequency
+from advantage.memory.replayed import check_replay, episodes_per_update, steps_per_update
+from advantage.memory.replayed import observe as observe  # counts steps
 from advantage.memory.uniform import Batch
 from advantage.networks import optimisers
+from advantage.networks.acting import Actor
+from advantage.networks.acting import act_deterministic as act  # adds noise
+from advantage.networks.acting import deterministic_carry as initial_carry
 from advantage.networks.continuous import Critics, DeterministicActor, Widths, critics, deterministic_actor
 from advantage.networks.mlp import Activation
 from advantage.networks.optimisers import Optimizer, adam, descend
-from advantage.types import NONFINITE, Chunk, Metrics, Observed, Spec, require, require_bounds
+from advantage.types import NONFINITE, Metrics, Spec, require, require_bounds
 from advantage.types import rescale_to_env as to_env  # actions within [-1, 1] are stretched to the bounds
 
 ACTION_SPACES = ("box",)
@@ -71,17 +75,8 @@ class Config(eqx.Module):
     critic_loss: Callable[..., tuple[Array, Metrics]] = eqx.field(static=True, default=critic_loss)
     actor_loss: Callable[..., Array] = eqx.field(static=True, default=actor_loss)
 
-    @property
-    def steps_per_update(self) -> int:
-        """T, in steps of the whole vector of environments (the least, where episodes are counted)."""
-        count, unit = frequency(self)
-        return count if unit == "step" else 1
-
-    @property
-    def episodes_per_update(self) -> int | None:
-        """Episodes that make an update, where `train_freq` counts episodes."""
-        count, unit = frequency(self)
-        return count if unit == "episode" else None
+    steps_per_update = property(steps_per_update)
+    episodes_per_update = property(episodes_per_update)
 
     def check(self, spec: Spec, num_envs: int) -> list[str]:
         """Raise `ValueError` for settings that cannot work; return notes on what will be done with others."""
@@ -126,47 +121,14 @@ def init(config: Config, spec: Spec, key: Key) -> State:
     return State(actor, target_actor, critics, target_critics, optimizers, *zeros, key)
 
 
-def initial_carry(config: Config, spec: Spec, num_envs: int) -> PyTree:
-    """The carry of action noise."""
-    return initial_noise(config.action_noise, num_envs, math.prod(spec.action.shape))
-
-
-class Actor(NamedTuple):
-    """What acting needs."""
-
-    policy: DeterministicActor
-    random: Bool[Array, ""]  # until `learning_starts`
-
-
 def actor(config: Config, state: State) -> Actor:
     """The policy, and whether its place is taken by chance."""
     return Actor(state.actor, state.steps < config.learning_starts)
 
 
-def act(
-    config: Config, actor: Actor, carry: PyTree, observed: Observed, key: Key, explore: bool
-) -> tuple[Array, PyTree]:
-    """The actor's actions `[N, ...]` within [-1, 1], with noise where it explores."""
-    action = actor.policy(observed.obs)
-    shape = (action.shape[0], *actor.policy.space.shape)
-    if not explore:
-        return action.reshape(shape), carry
-    key, random_key = jax.random.split(key)
-    random = jax.random.uniform(random_key, action.shape, minval=-1.0, maxval=1.0)
-    action = jnp.where(actor.random, random, action)
-    action, carry = perturbed(config.action_noise, carry, action, observed.is_first, key)
-    return action.reshape(shape), carry
-
-
 def schedules(config: Config) -> dict[str, Schedule]:
     """Fields that change over training by themselves: none."""
     return {}
-
-
-def observe(config: Config, state: State, chunk: Chunk) -> State:
-    """Count a chunk's steps."""
-    collected = jnp.sum(chunk.valid, dtype=jnp.int32)
-    return state._replace(steps=state.steps + jnp.minimum(collected, jnp.iinfo(jnp.int32).max - state.steps))
 
 
 def learn(config: Config, state: State, batch: Batch) -> tuple[State, Metrics]:

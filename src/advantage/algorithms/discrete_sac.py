@@ -13,21 +13,17 @@ from advantage.equations.distributions import Categorical, Key, masked
 from advantage.equations.objectives import chosen, squared_error, td_target
 from advantage.equations.returns import Scalar
 from advantage.equations.schedules import Schedule
-from advantage.equations.soft import (
-    check_temperature,
-    first_temperature,
-    learns_temperature,
-    soft_update,
-    temperature_objective,
-)
-from advantage.memory.replayed import check_replay, frequency
+from advantage.equations.soft import soft_update
+from advantage.memory.replayed import check_replay, episodes_per_update, steps_per_update
+from advantage.memory.replayed import observe as observe  # counts steps
 from advantage.memory.uniform import Batch
 from advantage.networks import optimisers
 from advantage.networks.continuous import Widths
 from advantage.networks.discrete import CategoricalActor, DiscreteCritics, categorical_actor, discrete_critics
 from advantage.networks.mlp import Activation
 from advantage.networks.optimisers import Optimizer, adam, descend
-from advantage.types import NONFINITE, Chunk, Metrics, Observed, Spec, require
+from advantage.networks.temperature import check_temperature, initial_log_alpha, temperature, temperature_step
+from advantage.types import NONFINITE, Metrics, Observed, Spec, require
 from advantage.types import to_env as to_env  # Discrete is shifted by its start
 
 ACTION_SPACES = ("discrete",)
@@ -88,17 +84,8 @@ class Config(eqx.Module):
     critic_loss: Callable[..., tuple[Array, Metrics]] = eqx.field(static=True, default=critic_loss)
     actor_loss: Callable[..., tuple[Array, Array]] = eqx.field(static=True, default=actor_loss)
 
-    @property
-    def steps_per_update(self) -> int:
-        """T, in steps of the whole vector of environments (the least, where episodes are counted)."""
-        count, unit = frequency(self)
-        return count if unit == "step" else 1
-
-    @property
-    def episodes_per_update(self) -> int | None:
-        """Episodes that make an update, where `train_freq` counts episodes."""
-        count, unit = frequency(self)
-        return count if unit == "episode" else None
+    steps_per_update = property(steps_per_update)
+    episodes_per_update = property(episodes_per_update)
 
     def check(self, spec: Spec, num_envs: int) -> list[str]:
         """Raise `ValueError` for settings that cannot work; return notes on what will be done with others."""
@@ -139,7 +126,7 @@ def init(config: Config, spec: Spec, key: Key) -> State:
     critics = config.critics(
         spec, critics_key, net_arch=config.net_arch.qf, n_critics=config.n_critics, **common
     )
-    log_alpha = jnp.float32(math.log(first_temperature(config.ent_coef)) if learns_temperature(config.ent_coef) else 0.0)
+    log_alpha = initial_log_alpha(config.ent_coef)
     optimizers = Optimizers(
         optimisers.init(config.optimizer, actor),
         optimisers.init(config.optimizer, critics),
@@ -184,15 +171,9 @@ def schedules(config: Config) -> dict[str, Schedule]:
     return {}
 
 
-def observe(config: Config, state: State, chunk: Chunk) -> State:
-    """Count a chunk's steps."""
-    collected = jnp.sum(chunk.valid, dtype=jnp.int32)
-    return state._replace(steps=state.steps + jnp.minimum(collected, jnp.iinfo(jnp.int32).max - state.steps))
-
-
 def learn(config: Config, state: State, batch: Batch) -> tuple[State, Metrics]:
     """One gradient step of critics, actor and temperature; of those whose gradients are finite."""
-    alpha = jnp.exp(state.log_alpha) if learns_temperature(config.ent_coef) else jnp.float32(first_temperature(config.ent_coef))
+    alpha = temperature(config.ent_coef, state.log_alpha)
     next_value, _ = soft_value(state.actor, state.target_critics, alpha, batch.next_obs)
     target = td_target(batch.reward, batch.discount, next_value)
     (_, metrics), gradients = jax.value_and_grad(config.critic_loss, argnums=1, has_aux=True)(
@@ -204,7 +185,9 @@ def learn(config: Config, state: State, batch: Batch) -> tuple[State, Metrics]:
         config, state.actor, critics, alpha, batch.obs
     )
     actor, actor_optimizer, actor_applied = _descend(config, state.actor, gradients, state.optimizer.actor)
-    log_alpha, alpha_optimizer, alpha_loss = _warmer(config, state, entropy)
+    log_alpha, alpha_optimizer, alpha_loss = temperature_step(
+        config, state.log_alpha, state.optimizer.alpha, -entropy, 0.5 * math.log(state.actor.head.bias.shape[-1])
+    )
     due = (state.n_updates % config.target_update_interval == 0) & critics_applied
     targets = soft_update(state.target_critics, critics, jnp.where(due, config.tau, 0.0))
     metrics |= {"train/actor_loss": policy_loss, "train/ent_coef": alpha, "train/ent_coef_loss": alpha_loss}
@@ -215,21 +198,6 @@ def learn(config: Config, state: State, batch: Batch) -> tuple[State, Metrics]:
         actor, critics, targets, log_alpha, optimizers, state.steps, state.n_updates + 1, state.key
     )
     return new, metrics
-
-
-def _warmer(config: Config, state: State, entropy: Float[Array, " B"]) -> tuple[Array, PyTree, Array]:
-    """The temperature's step towards the target entropy: `(log_alpha, optimiser, loss)`."""
-    automatic = config.target_entropy == "auto"
-    target_entropy = 0.5 * math.log(state.actor.head.bias.shape[-1]) if automatic else float(config.target_entropy)
-
-    def objective(log_alpha: Array) -> Array:
-        return jnp.mean(temperature_objective(log_alpha, -entropy, target_entropy))
-
-    loss, gradient = jax.value_and_grad(objective)(state.log_alpha)
-    log_alpha, optimizer, _ = descend(
-        adam, config.learning_rate, math.inf, state.log_alpha, gradient, state.optimizer.alpha, learns_temperature(config.ent_coef)
-    )
-    return log_alpha, optimizer, loss
 
 
 def _descend(config: Config, network: PyTree, gradients: PyTree, optimizer: PyTree) -> tuple[PyTree, PyTree, Array]:

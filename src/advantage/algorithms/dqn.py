@@ -13,7 +13,9 @@ from advantage.equations.distributions import Key
 from advantage.equations.objectives import action_values, huber, td_target
 from advantage.equations.returns import Scalar
 from advantage.equations.schedules import Linear, Schedule
-from advantage.memory.replayed import check_replay, frequency
+from advantage.equations.soft import soft_update
+from advantage.memory.replayed import check_replay, episodes_per_update, steps_per_update
+from advantage.memory.replayed import observe as counted
 from advantage.memory.uniform import Batch
 from advantage.networks import optimisers
 from advantage.networks.mlp import Activation
@@ -78,17 +80,8 @@ class Config(eqx.Module):
     exploration: Callable[..., Array] = eqx.field(static=True, default=epsilon_greedy)
     exploration_rate: Scalar = 1.0  # epsilon now: set from its schedule before every update
 
-    @property
-    def steps_per_update(self) -> int:
-        """T, in steps of the whole vector of environments (the least, where episodes are counted)."""
-        count, unit = frequency(self)
-        return count if unit == "step" else 1
-
-    @property
-    def episodes_per_update(self) -> int | None:
-        """Episodes that make an update, where `train_freq` counts episodes."""
-        count, unit = frequency(self)
-        return count if unit == "episode" else None
+    steps_per_update = property(steps_per_update)
+    episodes_per_update = property(episodes_per_update)
 
     def check(self, spec: Spec, num_envs: int) -> list[str]:
         """Raise `ValueError` for settings that cannot work; return notes on what will be done with others."""
@@ -164,16 +157,10 @@ def observe(config: Config, state: State, chunk: Chunk) -> State:
     syncs = since // interval
     # The online network stands still meanwhile, so k soft updates are one with 1 - (1 - tau)^k.
     share = 1.0 - jnp.power(1.0 - config.tau, syncs.astype(jnp.float32))
-    target = jax.tree.map(
-        lambda old, new: jnp.where(syncs > 0, (1.0 - share) * old + share * new, old),
-        state.target_network,
-        state.network,
-    )
-    return state._replace(
-        target_network=target,
-        steps=state.steps + jnp.minimum(collected, jnp.iinfo(jnp.int32).max - state.steps),
-        since_sync=(since % interval).astype(jnp.int32),
-    )
+    moved = soft_update(state.target_network, state.network, share)
+    target = jax.tree.map(lambda old, new: jnp.where(syncs > 0, new, old), state.target_network, moved)
+    state = counted(config, state, chunk)
+    return state._replace(target_network=target, since_sync=(since % interval).astype(jnp.int32))
 
 
 def learn(config: Config, state: State, batch: Batch) -> tuple[State, Metrics]:

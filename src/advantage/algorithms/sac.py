@@ -7,38 +7,26 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from advantage.equations.distributions import Key
-from advantage.equations.noise import (
-    ActionNoise,
-    HeldNoise,
-    action_noise,
-    check_noise,
-    due_noise,
-    held_noise,
-    initial_noise,
-    perturbed,
-    state_dependent_noise,
-)
+from advantage.equations.noise import ActionNoise, action_noise, check_noise
 from advantage.equations.objectives import squared_error, td_target
 from advantage.equations.returns import Scalar
 from advantage.equations.schedules import Schedule
-from advantage.equations.soft import (
-    check_temperature,
-    first_temperature,
-    learns_temperature,
-    soft_update,
-    temperature_objective,
-)
-from advantage.memory.replayed import check_replay, frequency
+from advantage.equations.soft import soft_update
+from advantage.memory.replayed import check_replay, episodes_per_update, steps_per_update
+from advantage.memory.replayed import observe as observe  # counts steps
 from advantage.memory.uniform import Batch
 from advantage.networks import optimisers
+from advantage.networks.acting import Actor, Carry, squashed_actor, squashed_carry
+from advantage.networks.acting import act_squashed as act  # samples within [-1, 1]
 from advantage.networks.continuous import Critics, GaussianActor, Widths, critics, gaussian_actor
 from advantage.networks.mlp import Activation
 from advantage.networks.optimisers import Optimizer, adam, descend
 from advantage.networks.regularised import check_layers, hidden_layers
-from advantage.types import NONFINITE, Chunk, Metrics, Observed, Spec, require, require_bounds
+from advantage.networks.temperature import check_temperature, initial_log_alpha, temperature, temperature_step
+from advantage.types import NONFINITE, Metrics, Spec, require, require_bounds
 from advantage.types import rescale_to_env as to_env  # actions within [-1, 1] are stretched to the bounds
 
 ACTION_SPACES = ("box",)
@@ -109,17 +97,8 @@ class Config(eqx.Module):
     critic_loss: Callable[..., tuple[Array, Metrics]] = eqx.field(static=True, default=critic_loss)
     actor_loss: Callable[..., tuple[Array, Array]] = eqx.field(static=True, default=actor_loss)
 
-    @property
-    def steps_per_update(self) -> int:
-        """T, in steps of the whole vector of environments (the least, where episodes are counted)."""
-        count, unit = frequency(self)
-        return count if unit == "step" else 1
-
-    @property
-    def episodes_per_update(self) -> int | None:
-        """Episodes that make an update, where `train_freq` counts episodes."""
-        count, unit = frequency(self)
-        return count if unit == "episode" else None
+    steps_per_update = property(steps_per_update)
+    episodes_per_update = property(episodes_per_update)
 
     def check(self, spec: Spec, num_envs: int) -> list[str]:
         """Raise `ValueError` for settings that cannot work; return notes on what will be done with others."""
@@ -165,7 +144,7 @@ def init(config: Config, spec: Spec, key: Key) -> State:
     critics = config.critics(
         spec, critics_key, net_arch=config.net_arch.qf, n_critics=config.n_critics, layers=layers, **common
     )
-    log_alpha = jnp.float32(math.log(first_temperature(config.ent_coef)) if learns_temperature(config.ent_coef) else 0.0)
+    log_alpha = initial_log_alpha(config.ent_coef)
     optimizers = Optimizers(
         optimisers.init(config.optimizer, actor),
         optimisers.init(config.optimizer, critics),
@@ -175,57 +154,14 @@ def init(config: Config, spec: Spec, key: Key) -> State:
     return State(actor, critics, targets, log_alpha, optimizers, jnp.int32(0), jnp.int32(0), key)
 
 
-class Carry(NamedTuple):
-    """Noise from one step to the next, where there is any."""
-
-    sde: HeldNoise | tuple[()]
-    added: PyTree
-
-
 def initial_carry(config: Config, spec: Spec, num_envs: int) -> Carry:
     """The carry of gSDE and of action noise."""
-    components = math.prod(spec.action.shape)
-    sde = ()
-    if config.use_sde:
-        log_std = jax.eval_shape(lambda: init(config, spec, jax.random.PRNGKey(0))).actor.log_std
-        sde = held_noise(num_envs, log_std.shape[0], components)
-    return Carry(sde, initial_noise(config.action_noise, num_envs, components))
-
-
-class Actor(NamedTuple):
-    """What acting needs."""
-
-    policy: GaussianActor
-    random: Bool[Array, ""]  # until `learning_starts`
+    return squashed_carry(config, spec, num_envs, init)
 
 
 def actor(config: Config, state: State) -> Actor:
-    """The policy, and whether its place is taken by chance."""
-    random = state.steps < config.learning_starts
-    return Actor(state.actor, random & (not (config.use_sde and config.use_sde_at_warmup)))
-
-
-def act(
-    config: Config, actor: Actor, carry: Carry, observed: Observed, key: Key, explore: bool
-) -> tuple[Array, Carry]:
-    """Sample actions `[N, ...]` within [-1, 1], or take the mode."""
-    latent = actor.policy.latent(observed.obs)
-    distribution = actor.policy.distribution(latent)
-    shape = (latent.shape[0], *actor.policy.space.shape)
-    if not explore:
-        return distribution.mode().reshape(shape), carry
-    key, random_key, noise_key = jax.random.split(key, 3)
-    sde = carry.sde
-    if config.use_sde:
-        due = due_noise(sde, config.sde_sample_freq, config.steps_per_update, config.episodes_per_update, observed.is_first)
-        noise, sde = state_dependent_noise(sde, latent, actor.policy.std(), due, key)
-        action = jnp.tanh(distribution.mean + noise)
-    else:
-        action = distribution.sample(key)
-    random = jax.random.uniform(random_key, action.shape, minval=-1.0, maxval=1.0)
-    action = jnp.where(actor.random, random, action)
-    action, added = perturbed(config.action_noise, carry.added, action, observed.is_first, noise_key)
-    return action.reshape(shape), Carry(sde, added)
+    """What acting needs."""
+    return squashed_actor(config, state.actor, state)
 
 
 def schedules(config: Config) -> dict[str, Schedule]:
@@ -233,17 +169,11 @@ def schedules(config: Config) -> dict[str, Schedule]:
     return {}
 
 
-def observe(config: Config, state: State, chunk: Chunk) -> State:
-    """Count a chunk's steps."""
-    collected = jnp.sum(chunk.valid, dtype=jnp.int32)
-    return state._replace(steps=state.steps + jnp.minimum(collected, jnp.iinfo(jnp.int32).max - state.steps))
-
-
 def learn(config: Config, state: State, batch: Batch) -> tuple[State, Metrics]:
     """One gradient step of critics, actor and temperature; of those whose gradients are finite."""
     key, target_key, actor_key = jax.random.split(state.key, 3)
     batch = batch._replace(action=batch.action.reshape(batch.reward.shape[0], -1))
-    alpha = jnp.exp(state.log_alpha) if learns_temperature(config.ent_coef) else jnp.float32(first_temperature(config.ent_coef))
+    alpha = temperature(config.ent_coef, state.log_alpha)
     target = soft_target(config, state.actor, state.target_critics, alpha, batch, target_key)
     (_, metrics), gradients = jax.value_and_grad(config.critic_loss, argnums=1, has_aux=True)(
         config, state.critics, target, batch, jax.random.fold_in(target_key, 2)
@@ -254,7 +184,9 @@ def learn(config: Config, state: State, batch: Batch) -> tuple[State, Metrics]:
         config, state.actor, critics, alpha, batch.obs, actor_key
     )
     actor, actor_optimizer, actor_applied = _descend(config, state.actor, gradients, state.optimizer.actor)
-    log_alpha, alpha_optimizer, alpha_loss = _warmer(config, state, log_prob)
+    log_alpha, alpha_optimizer, alpha_loss = temperature_step(
+        config, state.log_alpha, state.optimizer.alpha, log_prob, -float(math.prod(state.actor.space.shape))
+    )
     due = (state.n_updates % config.target_update_interval == 0) & critics_applied
     targets = soft_update(state.target_critics, critics, jnp.where(due, config.tau, 0.0))
     metrics |= {"train/actor_loss": policy_loss, "train/ent_coef": alpha, "train/ent_coef_loss": alpha_loss}
@@ -264,25 +196,6 @@ def learn(config: Config, state: State, batch: Batch) -> tuple[State, Metrics]:
         actor, critics, targets, log_alpha, optimizers, state.steps, state.n_updates + 1, key
     )
     return new, metrics
-
-
-def _warmer(config: Config, state: State, log_prob: Float[Array, " B"]) -> tuple[Array, PyTree, Array]:
-    """The temperature's step towards the target entropy: `(log_alpha, optimiser, loss)`."""
-    automatic = config.target_entropy == "auto"
-    target_entropy = -_components(state) if automatic else float(config.target_entropy)
-
-    def objective(log_alpha: Array) -> Array:
-        return jnp.mean(temperature_objective(log_alpha, log_prob, target_entropy))
-
-    loss, gradient = jax.value_and_grad(objective)(state.log_alpha)
-    log_alpha, optimizer, _ = descend(
-        adam, config.learning_rate, math.inf, state.log_alpha, gradient, state.optimizer.alpha, learns_temperature(config.ent_coef)
-    )
-    return log_alpha, optimizer, loss
-
-
-def _components(state: State) -> float:
-    return float(math.prod(state.actor.space.shape))
 
 
 def _descend(config: Config, network: PyTree, gradients: PyTree, optimizer: PyTree) -> tuple[PyTree, PyTree, Array]:

@@ -1,7 +1,5 @@
 """What off-policy actor-critics add to the textbook: squashed actions, temperature, slow and smooth targets."""
 
-import math
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -44,38 +42,6 @@ class SquashedGaussian(eqx.Module):
         # log(1 - tanh(x)^2), written so that nothing is lost where tanh(x) rounds to 1.
         slope = 2.0 * (jnp.log(2.0) - before - jax.nn.softplus(-2.0 * before))
         return self._gaussian().log_prob(before) - jnp.sum(slope, axis=-1)
-
-
-def learns_temperature(ent_coef: float | int | str) -> bool:
-    """Whether SAC's temperature, given as `ent_coef`, is learned: `"auto"` or `"auto_0.1"`."""
-    return str(ent_coef).startswith("auto")
-
-
-def first_temperature(ent_coef: float | int | str) -> float:
-    """SAC's temperature at the start: 1 where nothing else is said.
-
-    Raises:
-        ValueError: it is no number.
-    """
-    text = str(ent_coef)
-    return 1.0 if text == "auto" else float(text.removeprefix("auto_"))
-
-
-def check_temperature(ent_coef: float | int | str, target_entropy: float | int | str) -> None:
-    """Raise `ValueError` unless a temperature and its target entropy are understood, and can be."""
-    try:
-        first = first_temperature(ent_coef)
-    except ValueError:
-        first = -1.0
-    # Learned as its logarithm: from 0 it could not move.
-    if not 0 <= first < math.inf or (first == 0 and learns_temperature(ent_coef)):
-        raise ValueError(f"ent_coef={ent_coef!r} is not understood: give 'auto', 'auto_0.1' or a number of at least 0")
-    try:
-        fits = target_entropy == "auto" or math.isfinite(float(target_entropy))
-    except ValueError:
-        fits = False
-    if not fits:
-        raise ValueError(f"target_entropy={target_entropy!r} is not understood: give 'auto' or a number")
 
 
 def temperature_objective(

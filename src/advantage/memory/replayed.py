@@ -31,6 +31,24 @@ def frequency(config: Any) -> tuple[int, str]:
     return pair
 
 
+def steps_per_update(config: Any) -> int:
+    """T, in steps of the whole vector of environments (the least, where episodes are counted)."""
+    count, unit = frequency(config)
+    return count if unit == "step" else 1
+
+
+def episodes_per_update(config: Any) -> int | None:
+    """Episodes that make an update, where `train_freq` counts episodes."""
+    count, unit = frequency(config)
+    return count if unit == "episode" else None
+
+
+def observe(config: Any, state: Any, chunk: Chunk) -> Any:
+    """Count a chunk's steps in `state.steps`, up to 2^31 - 1."""
+    collected = jnp.sum(chunk.valid, dtype=jnp.int32)
+    return state._replace(steps=state.steps + jnp.minimum(collected, jnp.iinfo(jnp.int32).max - state.steps))
+
+
 def check_replay(config: Any, num_envs: int) -> None:
     """Raise `ValueError` for settings of replay and of its updates that cannot work."""
     require(config, 1, math.inf, "buffer_size", "batch_size", "n_steps")
