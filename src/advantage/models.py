@@ -11,7 +11,6 @@ import dataclasses
 import difflib
 import functools
 import inspect
-import math
 import os
 import pathlib
 import uuid
@@ -114,6 +113,13 @@ def agent_of(algorithm: Any) -> Agent:
     else:
         agent = Agent(algorithm, algorithm.update, _no_memory)
     return normalised_agent(agent) if isinstance(algorithm, Normalised) else agent
+
+
+def replay_bytes(algorithm: Any, config: Any, spec: Spec, num_envs: int) -> int:
+    """Bytes of one seed's replay memory, which is not allocated for it; 0 where nothing is remembered."""
+    make = agent_of(algorithm).init_memory
+    arrays = jax.eval_shape(lambda: make(config, spec, num_envs))
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(arrays))
 
 
 def _no_memory(config: Any, spec: Spec, num_envs: int) -> tuple[()]:
@@ -347,10 +353,11 @@ class Model:
         obs, batch, single = _batched(spec.observation, observation)
         is_first = np.ones(batch, bool) if episode_start is None else np.asarray(episode_start, bool).reshape(batch)
         mask = None if action_masks is None else np.asarray(action_masks, bool).reshape(batch, -1)
+        config = undisturbed(self._config)
         with self._on_device():
             if state is None:
-                state = algorithm.initial_carry(undisturbed(self._config), spec, batch)
-            act = _acting_program(algorithm, undisturbed(self._config), not deterministic)
+                state = algorithm.initial_carry(config, spec, batch)
+            act = _acting_program(algorithm, config, not deterministic)
             self._set(_predictions=self._predictions + 1)
             actor = self._actor(seed_index).inner if inner else self._actor(seed_index)
             action, carry = act(actor, state, Observed(obs, is_first, mask), self._base_seed(), self._predictions)
@@ -650,9 +657,7 @@ class Model:
 
     def _check_room(self, spec: Spec, num_envs: int) -> None:
         """Raise `ValueError` where the replay memories of all seeds are larger than the machine's memory."""
-        make = agent_of(self.algorithm).init_memory
-        one = jax.eval_shape(lambda: make(self._config, spec, num_envs))
-        needed = self.num_seeds * sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(one))
+        needed = self.num_seeds * replay_bytes(self.algorithm, self._config, spec, num_envs)
         room = room_on(self._device)
         if needed > room:
             fits = int(self._config.buffer_size * room / needed)

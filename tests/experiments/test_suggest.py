@@ -10,9 +10,9 @@ import pytest
 from advantage import DQN, PPO, suggest
 from advantage.envs.make import resolve_env
 from advantage.experiments import cost as costs
-from advantage.experiments.cost import Cost, estimate, replay_bytes, spec_of
+from advantage.experiments.cost import Cost, estimate, spec_of
 from advantage.experiments.suggest import duration, env_speed, size, words
-from advantage.models import ALGORITHMS
+from advantage.models import ALGORITHMS, replay_bytes
 from advantage.types import Spec
 
 ENV = "advantage/CartPole-v1"
@@ -96,8 +96,9 @@ def test_replay_by_hand():
     """A row: two observations of 4 floats, an action, a reward, a flag; two counters for each environment."""
     spec = spec_of(resolve_env(ENV, 1))
     model = DQN("MlpPolicy", None, n_envs=2, buffer_size=1000)
-    assert replay_bytes(model, spec) == 1000 * (2 * 16 + 4 + 4 + 1) + 2 * 8
-    assert replay_bytes(PPO("MlpPolicy", None), spec) == 0
+    assert replay_bytes(model.algorithm, model._config, spec, model.n_envs) == 1000 * (2 * 16 + 4 + 4 + 1) + 2 * 8
+    model = PPO("MlpPolicy", None)
+    assert replay_bytes(model.algorithm, model._config, spec, model.n_envs) == 0
 
 
 def test_a_replay_that_does_not_fit_is_not_tried(monkeypatch):

@@ -1,4 +1,4 @@
-"""Environments with goals: two small ones of our own, and the rewards that any of them would give for other goals.
+"""Environments with goals: two small ones of our own.
 
 As Gymnasium-Robotics has them: observations are dictionaries of `observation`, `achieved_goal` and `desired_goal`,
 and `compute_reward(achieved_goal, desired_goal, info)` takes batches of goals. Imports no JAX.

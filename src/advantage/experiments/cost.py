@@ -13,11 +13,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 
 from advantage.envs.jax import JaxEnv, is_jax_env
 from advantage.envs.make import resolve_env
-from advantage.models import ALGORITHMS, Model, agent_of
+from advantage.models import ALGORITHMS, Model, replay_bytes
 from advantage.training.callbacks import BaseCallback
 from advantage.training.hyperparameters import whole
 from advantage.types import Spec
@@ -92,7 +91,7 @@ def estimate(
     spec = spec_of(resolve_env(env, 1))
     policy = policy or policy_of(spec)
     real = face(policy, None, n_envs=n_envs, seeds=seeds, **fields)
-    replay = seeds * replay_bytes(real, spec)
+    replay = seeds * _replay_of(real, spec)
     tried = {**fields, **_trial_settings(real, spec, replay)}
     looked = time.perf_counter() - began
     began = time.perf_counter()
@@ -109,7 +108,7 @@ def estimate(
         took = max(compiling, 0.0) + total_timesteps / rate
     file = io.BytesIO()
     model.save(file)
-    trial_replay = seeds * replay_bytes(model, spec)
+    trial_replay = seeds * _replay_of(model, spec)
     return Cost(
         total_timesteps, seeds, looked + took, max(took - total_timesteps / rate, 0.0), rate * seeds,
         peak_memory() + replay - trial_replay, replay, file.tell() + checkpoint * replay,
@@ -154,11 +153,8 @@ def policy_of(spec: Spec) -> str:
     return "MultiInputPolicy" if spec.observation.kind == "dict" else "MlpPolicy"
 
 
-def replay_bytes(model: Model, spec: Spec) -> int:
-    """Bytes of one seed's replay memory; 0 where nothing is remembered."""
-    make = agent_of(model.algorithm).init_memory
-    arrays = jax.eval_shape(lambda: make(model._config, spec, model.n_envs))
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(arrays))
+def _replay_of(model: Model, spec: Spec) -> int:
+    return replay_bytes(model.algorithm, model._config, spec, model.n_envs)
 
 
 def _trial_settings(model: Model, spec: Spec, replay: int) -> dict[str, Any]:

@@ -122,7 +122,7 @@ def gaussian_actor(
     module with `size` that maps `[*batch, ...]` to `[*batch, size]`; `layers` makes hidden and output layers."""
     components = action_components(spec)
     outputs = components if use_sde else 2 * components
-    extractor, hidden, head = _network(spec, key, net_arch, outputs, activation, features, layers)
+    extractor, hidden, head = on_features(spec, key, net_arch, outputs, activation, features, layers)
     log_std = jnp.full((head.weight.shape[0], components), log_std_init, jnp.float32) if use_sde else None
     return GaussianActor(extractor, hidden, head, log_std, spec.action, use_expln, clip_mean)
 
@@ -137,7 +137,7 @@ def deterministic_actor(
     layers: Layers = dense_layers,
 ) -> DeterministicActor:
     """SB3's actor of TD3; `features` as for `gaussian_actor`."""
-    network = _network(spec, key, net_arch, action_components(spec), activation, features, layers)
+    network = on_features(spec, key, net_arch, action_components(spec), activation, features, layers)
     return DeterministicActor(*network, spec.action)
 
 
@@ -152,7 +152,8 @@ def critics(
     layers: Layers = dense_layers,
 ) -> Critics:
     """`n_critics` action-value functions, which share `features` (as for `gaussian_actor`) and nothing else."""
-    return Critics(*_side_by_side(spec, key, net_arch, 1, activation, n_critics, features, layers))
+    more = action_components(spec)
+    return Critics(*side_by_side(spec, key, net_arch, 1, activation, n_critics, features, layers, more))
 
 
 def quantile_critics(
@@ -167,7 +168,8 @@ def quantile_critics(
     layers: Layers = dense_layers,
 ) -> QuantileCritics:
     """As `critics`, with `n_quantiles` outputs each."""
-    return QuantileCritics(*_side_by_side(spec, key, net_arch, n_quantiles, activation, n_critics, features, layers))
+    more = action_components(spec)
+    return QuantileCritics(*side_by_side(spec, key, net_arch, n_quantiles, activation, n_critics, features, layers, more))
 
 
 def action_components(spec: Spec) -> int:
@@ -175,41 +177,46 @@ def action_components(spec: Spec) -> int:
     return math.prod(spec.action.shape)
 
 
-def _network(
+def on_features(
     spec: Spec,
     key: Key,
     net_arch: tuple[int, ...],
     outputs: int,
     activation: Activation,
     features: Features,
-    layers: Layers,
+    layers: Layers = dense_layers,
 ) -> tuple[eqx.Module, eqx.Module, Linear]:
-    features_key, key = jax.random.split(key)
-    extractor = Flatten(spec.observation) if features is None else features(spec.observation, features_key)
+    """`(features, hidden layers, output layer)` of one network."""
+    extractor, key = _extractor(spec, key, features)
     return extractor, *layers(key, extractor.size, net_arch, outputs, activation)
+
+
+def side_by_side(
+    spec: Spec,
+    key: Key,
+    net_arch: tuple[int, ...],
+    outputs: int,
+    activation: Activation,
+    count: int,
+    features: Features,
+    layers: Layers = dense_layers,
+    more: int = 0,
+) -> tuple[eqx.Module, eqx.Module, Linear]:
+    """As `on_features`, of `count` networks on the same features and `more` inputs: layers have a leading axis."""
+    extractor, key = _extractor(spec, key, features)
+
+    def one(key: Key) -> tuple[eqx.Module, Linear]:
+        return layers(key, extractor.size + more, net_arch, outputs, activation)
+
+    return extractor, *jax.vmap(one)(jax.random.split(key, count))
+
+
+def _extractor(spec: Spec, key: Key, features: Features) -> tuple[eqx.Module, Key]:
+    features_key, key = jax.random.split(key)
+    return Flatten(spec.observation) if features is None else features(spec.observation, features_key), key
 
 
 def _each(value: Callable[..., Array], critics: Critics | QuantileCritics, key: Key | None) -> Array:
     """`value(hidden, head, key)` of each critic."""
     keys = None if key is None else jax.random.split(key, critics.head.weight.shape[0])
     return jax.vmap(value)(critics.hidden, critics.head, keys)
-
-
-def _side_by_side(
-    spec: Spec,
-    key: Key,
-    net_arch: tuple[int, ...],
-    outputs: int,
-    activation: Activation,
-    n_critics: int,
-    features: Features,
-    layers: Layers,
-) -> tuple[eqx.Module, eqx.Module, Linear]:
-    components = action_components(spec)
-    features_key, key = jax.random.split(key)
-    extractor = Flatten(spec.observation) if features is None else features(spec.observation, features_key)
-
-    def one(key: Key) -> tuple[eqx.Module, Linear]:
-        return layers(key, extractor.size + components, net_arch, outputs, activation)
-
-    return extractor, *jax.vmap(one)(jax.random.split(key, n_critics))

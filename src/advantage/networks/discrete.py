@@ -1,17 +1,14 @@
 """Actors and critics of off-policy control with discrete actions: one output for each action."""
 
-from collections.abc import Callable
-
 import equinox as eqx
 import jax
 from jaxtyping import Array, Float, PyTree
 
 from advantage.equations.distributions import Categorical, Key
+from advantage.networks.continuous import Features, on_features, side_by_side
 from advantage.networks.features import Flatten
-from advantage.networks.mlp import MLP, Activation, Linear, dense_layers
-from advantage.types import Space, Spec
-
-Features = Callable[[Space, Key], eqx.Module] | None
+from advantage.networks.mlp import MLP, Activation, Linear
+from advantage.types import Spec
 
 
 class CategoricalActor(eqx.Module):
@@ -47,9 +44,7 @@ def categorical_actor(
 ) -> CategoricalActor:
     """ReLU layers from torch's default initialisation. `features` replaces the flattening of observations:
     `features(space, key)` gives a module with `size` that maps `[*batch, ...]` to `[*batch, size]`."""
-    features_key, key = jax.random.split(key)
-    extractor = Flatten(spec.observation) if features is None else features(spec.observation, features_key)
-    return CategoricalActor(extractor, *dense_layers(key, extractor.size, net_arch, spec.action.n[0], activation))
+    return CategoricalActor(*on_features(spec, key, net_arch, spec.action.n[0], activation, features))
 
 
 def discrete_critics(
@@ -62,10 +57,4 @@ def discrete_critics(
     features: Features = None,
 ) -> DiscreteCritics:
     """`n_critics` action-value functions, which share `features` (as for `categorical_actor`) and nothing else."""
-    features_key, key = jax.random.split(key)
-    extractor = Flatten(spec.observation) if features is None else features(spec.observation, features_key)
-
-    def one(key: Key) -> tuple[MLP, Linear]:
-        return dense_layers(key, extractor.size, net_arch, spec.action.n[0], activation)
-
-    return DiscreteCritics(extractor, *jax.vmap(one)(jax.random.split(key, n_critics)))
+    return DiscreteCritics(*side_by_side(spec, key, net_arch, spec.action.n[0], activation, n_critics, features))

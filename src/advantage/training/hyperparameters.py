@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import types
 import typing
@@ -51,6 +52,7 @@ def configured(
     return dataclasses.replace(config, **fields), schedules
 
 
+@functools.lru_cache(maxsize=64)  # asked for at every `predict`
 def undisturbed(config: Any) -> Any:
     """The config by which `predict` acts: a policy's own choice, sampled or not, as in SB3.
 
