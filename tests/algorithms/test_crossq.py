@@ -136,7 +136,7 @@ def test_the_actor_meets_critics_in_evaluation():
     state, given = fresh(), batch()
     critics = evaluated(state.critics, state.running.critics)
     loss, (log_prob, statistics) = crossq.actor_loss(
-        SMALL, state.actor, state.running.actor, critics, ALPHA, given.obs, KEY
+        SMALL, state.actor, state.running.actor, critics, ALPHA, given, KEY
     )
     latent, expected = state.actor.hidden.train(given.obs, state.running.actor)
     action, _ = state.actor.distribution(latent).sample_and_log_prob(KEY)

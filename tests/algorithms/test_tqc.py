@@ -132,7 +132,7 @@ def test_nothing_follows_a_termination():
 def test_the_actor_climbs_the_mean_of_all_quantiles():
     """Unlike SAC's least critic: all quantiles of all critics count, the largest too."""
     state, batch = fresh(), random_batch()
-    loss, log_prob = tqc.actor_loss(SMALL, state.actor, state.critics, jnp.float32(0.5), batch.obs, KEY)
+    loss, log_prob = tqc.actor_loss(SMALL, state.actor, state.critics, jnp.float32(0.5), batch, KEY)
     action, _ = state.actor.distribution(state.actor.latent(batch.obs)).sample_and_log_prob(KEY)
     value = np.asarray(state.critics(batch.obs, action)).mean(axis=(0, 2))
     np.testing.assert_allclose(loss, np.mean(0.5 * np.asarray(log_prob) - value), rtol=1e-5)

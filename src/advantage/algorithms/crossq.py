@@ -59,7 +59,7 @@ def critic_loss(
     next_value = jnp.min(jax.lax.stop_gradient(next_values), axis=0) - alpha * next_log_prob
     target = td_target(batch.reward, batch.discount, next_value)
     errors = squared_error(value, jnp.broadcast_to(target[None], value.shape))
-    total = 0.5 * jnp.sum(jnp.mean(errors, axis=1))
+    total = 0.5 * jnp.mean(batch.weight * jnp.sum(errors, axis=0))
     return total, ({"train/critic_loss": total, "train/q_value": jnp.mean(value)}, statistics)
 
 
@@ -69,17 +69,17 @@ def actor_loss(
     statistics: Statistics,
     critics: Critics,
     alpha: Array,
-    obs: PyTree,
+    batch: Batch,
     key: Key,
 ) -> tuple[Float[Array, ""], tuple[Float[Array, " B"], Statistics]]:
     """`(alpha log pi(a | s) - min_i Q_i(s, a), ...)`, to be minimised; log pi, and the running statistics after it.
 
     The critics are normalised by their running statistics: a batch of the actor's actions is another mixture.
     """
-    latent, statistics = train_actor(actor, statistics, obs)
+    latent, statistics = train_actor(actor, statistics, batch.obs)
     action, log_prob = actor.distribution(latent).sample_and_log_prob(key)
-    value = jnp.min(critics(obs, action), axis=0)
-    return jnp.mean(alpha * log_prob - value), (log_prob, statistics)
+    value = jnp.min(critics(batch.obs, action), axis=0)
+    return jnp.mean(batch.weight * (alpha * log_prob - value)), (log_prob, statistics)
 
 
 class Config(eqx.Module):
@@ -233,11 +233,16 @@ def _improve(config: Config, state: State, alpha: Array, batch: Batch, key: Key)
     """One gradient step of actor and temperature: `(state, applied)`."""
     critics = evaluated(state.critics, state.running.critics)
     (policy_loss, (log_prob, statistics)), gradients = jax.value_and_grad(config.actor_loss, argnums=1, has_aux=True)(
-        config, state.actor, state.running.actor, critics, alpha, batch.obs, key
+        config, state.actor, state.running.actor, critics, alpha, batch, key
     )
     actor, optimizer, applied = _descend(config, state.actor, gradients, state.optimizer.actor)
     log_alpha, alpha_optimizer, alpha_loss = temperature_step(
-        config, state.log_alpha, state.optimizer.alpha, log_prob, -float(math.prod(state.actor.space.shape))
+        config,
+        state.log_alpha,
+        state.optimizer.alpha,
+        log_prob,
+        batch.weight,
+        -float(math.prod(state.actor.space.shape)),
     )
     new = state._replace(
         actor=actor,

@@ -43,13 +43,13 @@ def critic_loss(
 ) -> tuple[Float[Array, ""], Metrics]:
     """The critic's squared error (algorithm 1), to be minimised."""
     value = critics.first(batch.obs, batch.action)
-    total = jnp.mean(squared_error(value, target))
+    total = jnp.mean(batch.weight * squared_error(value, target))
     return total, {"train/critic_loss": total, "train/q_value": jnp.mean(value)}
 
 
-def actor_loss(config: "Config", actor: DeterministicActor, critics: Critics, obs: PyTree) -> Float[Array, ""]:
+def actor_loss(config: "Config", actor: DeterministicActor, critics: Critics, batch: Batch) -> Float[Array, ""]:
     """`-Q(s, mu(s))`: the deterministic policy gradient (Silver et al., 2014), to be minimised."""
-    return -jnp.mean(critics.first(obs, actor(obs)))
+    return -jnp.mean(batch.weight * critics.first(batch.obs, actor(batch.obs)))
 
 
 class Config(eqx.Module):
@@ -141,7 +141,7 @@ def learn(config: Config, state: State, batch: Batch) -> tuple[State, Metrics]:
     critics, critics_optimizer, critics_applied = _descend(config, state.critics, gradients, state.optimizer.critics)
     # As in SB3 the actor follows the critic that has just been improved.
     metrics["train/actor_loss"], gradients = jax.value_and_grad(config.actor_loss, argnums=1)(
-        config, state.actor, critics, batch.obs
+        config, state.actor, critics, batch
     )
     actor, actor_optimizer, actor_applied = _descend(config, state.actor, gradients, state.optimizer.actor)
     metrics[NONFINITE] = (~(critics_applied & actor_applied)).astype(jnp.float32)

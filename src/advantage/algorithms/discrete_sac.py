@@ -46,16 +46,16 @@ def critic_loss(
     values = critics(batch.obs)
     value = jax.vmap(lambda one: chosen(one, batch.action))(values)
     errors = squared_error(value, jnp.broadcast_to(target[None], value.shape))
-    total = 0.5 * jnp.sum(jnp.mean(errors, axis=1))
+    total = 0.5 * jnp.mean(batch.weight * jnp.sum(errors, axis=0))
     return total, {"train/critic_loss": total, "train/q_value": jnp.mean(value)}
 
 
 def actor_loss(
-    config: "Config", actor: CategoricalActor, critics: DiscreteCritics, alpha: Array, obs: PyTree
+    config: "Config", actor: CategoricalActor, critics: DiscreteCritics, alpha: Array, batch: Batch
 ) -> tuple[Float[Array, ""], Float[Array, " B"]]:
     """`(minus the soft value, entropy)` (eq. 12), to be minimised."""
-    value, entropy = soft_value(actor, critics, alpha, obs)
-    return -jnp.mean(value), entropy
+    value, entropy = soft_value(actor, critics, alpha, batch.obs)
+    return -jnp.mean(batch.weight * value), entropy
 
 
 class Config(eqx.Module):
@@ -182,11 +182,16 @@ def learn(config: Config, state: State, batch: Batch) -> tuple[State, Metrics]:
     critics, critics_optimizer, critics_applied = _descend(config, state.critics, gradients, state.optimizer.critics)
     # As in SB3 the actor follows the critics that have just been improved, all with the temperature of before.
     (policy_loss, entropy), gradients = jax.value_and_grad(config.actor_loss, argnums=1, has_aux=True)(
-        config, state.actor, critics, alpha, batch.obs
+        config, state.actor, critics, alpha, batch
     )
     actor, actor_optimizer, actor_applied = _descend(config, state.actor, gradients, state.optimizer.actor)
     log_alpha, alpha_optimizer, alpha_loss = temperature_step(
-        config, state.log_alpha, state.optimizer.alpha, -entropy, 0.5 * math.log(state.actor.head.bias.shape[-1])
+        config,
+        state.log_alpha,
+        state.optimizer.alpha,
+        -entropy,
+        batch.weight,
+        0.5 * math.log(state.actor.head.bias.shape[-1]),
     )
     due = (state.n_updates % config.target_update_interval == 0) & critics_applied
     targets = soft_update(state.target_critics, critics, jnp.where(due, config.tau, 0.0))

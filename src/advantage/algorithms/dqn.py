@@ -35,7 +35,7 @@ def loss(
     next_value = jnp.max(target_network(batch.next_obs), axis=-1)
     target = jax.lax.stop_gradient(td_target(batch.reward, batch.discount, next_value))
     value = action_values(network(batch.obs), batch.action)
-    total = jnp.mean(huber(value - target))
+    total = jnp.mean(batch.weight * huber(value - target))
     return total, {"train/loss": total, "train/q_value": jnp.mean(value)}
 
 

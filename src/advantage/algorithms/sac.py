@@ -48,17 +48,17 @@ def critic_loss(
     """Half the squared error of each critic, added up (eq. 5), to be minimised."""
     value = critics(batch.obs, batch.action, key)
     errors = squared_error(value, jnp.broadcast_to(target[None], value.shape))
-    total = 0.5 * jnp.sum(jnp.mean(errors, axis=1))
+    total = 0.5 * jnp.mean(batch.weight * jnp.sum(errors, axis=0))
     return total, {"train/critic_loss": total, "train/q_value": jnp.mean(value)}
 
 
 def actor_loss(
-    config: "Config", actor: GaussianActor, critics: Critics, alpha: Array, obs: PyTree, key: Key
+    config: "Config", actor: GaussianActor, critics: Critics, alpha: Array, batch: Batch, key: Key
 ) -> tuple[Float[Array, ""], Float[Array, " B"]]:
     """`(alpha log pi(a | s) - min_i Q_i(s, a), log pi)`, a reparameterised (eq. 9), to be minimised."""
-    action, log_prob = actor.distribution(actor.latent(obs)).sample_and_log_prob(key)
-    value = jnp.min(critics(obs, action, jax.random.fold_in(key, 1)), axis=0)
-    return jnp.mean(alpha * log_prob - value), log_prob
+    action, log_prob = actor.distribution(actor.latent(batch.obs)).sample_and_log_prob(key)
+    value = jnp.min(critics(batch.obs, action, jax.random.fold_in(key, 1)), axis=0)
+    return jnp.mean(batch.weight * (alpha * log_prob - value)), log_prob
 
 
 class Config(eqx.Module):
@@ -181,11 +181,16 @@ def learn(config: Config, state: State, batch: Batch) -> tuple[State, Metrics]:
     critics, critics_optimizer, critics_applied = _descend(config, state.critics, gradients, state.optimizer.critics)
     # As in SB3 the actor follows the critics that have just been improved, all with the temperature of before.
     (policy_loss, log_prob), gradients = jax.value_and_grad(config.actor_loss, argnums=1, has_aux=True)(
-        config, state.actor, critics, alpha, batch.obs, actor_key
+        config, state.actor, critics, alpha, batch, actor_key
     )
     actor, actor_optimizer, actor_applied = _descend(config, state.actor, gradients, state.optimizer.actor)
     log_alpha, alpha_optimizer, alpha_loss = temperature_step(
-        config, state.log_alpha, state.optimizer.alpha, log_prob, -float(math.prod(state.actor.space.shape))
+        config,
+        state.log_alpha,
+        state.optimizer.alpha,
+        log_prob,
+        batch.weight,
+        -float(math.prod(state.actor.space.shape)),
     )
     due = (state.n_updates % config.target_update_interval == 0) & critics_applied
     targets = soft_update(state.target_critics, critics, jnp.where(due, config.tau, 0.0))

@@ -49,15 +49,15 @@ def critic_loss(
     """The squared error of each critic, added up (algorithm 1), to be minimised."""
     value = critics(batch.obs, batch.action, key)
     errors = squared_error(value, jnp.broadcast_to(target[None], value.shape))
-    total = jnp.sum(jnp.mean(errors, axis=1))
+    total = jnp.mean(batch.weight * jnp.sum(errors, axis=0))
     return total, {"train/critic_loss": total, "train/q_value": jnp.mean(value)}
 
 
 def actor_loss(
-    config: "Config", actor: DeterministicActor, critics: Critics, obs: PyTree, key: Key | None = None
+    config: "Config", actor: DeterministicActor, critics: Critics, batch: Batch, key: Key | None = None
 ) -> Float[Array, ""]:
     """`-Q_1(s, mu(s))`: the deterministic policy gradient (Silver et al., 2014), to be minimised."""
-    return -jnp.mean(critics.first(obs, actor(obs), key))
+    return -jnp.mean(batch.weight * critics.first(batch.obs, actor(batch.obs), key))
 
 
 class Config(eqx.Module):
@@ -177,7 +177,7 @@ def learn(config: Config, state: State, batch: Batch) -> tuple[State, Metrics]:
 def _improve(config: Config, state: State, batch: Batch) -> tuple[State, Array]:
     """One gradient step of the actor, after which all targets move: `(state, applied)`."""
     loss, gradients = jax.value_and_grad(config.actor_loss, argnums=1)(
-        config, state.actor, state.critics, batch.obs, jax.random.fold_in(state.key, 3)
+        config, state.actor, state.critics, batch, jax.random.fold_in(state.key, 3)
     )
     actor, optimizer, applied = _descend(config, state.actor, gradients, state.optimizer.actor)
     new = state._replace(

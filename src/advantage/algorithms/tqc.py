@@ -50,17 +50,17 @@ def critic_loss(
     """The quantile Huber loss, a mean over critics and quantiles (section 3), to be minimised."""
     quantiles = critics(batch.obs, batch.action, key)
     errors = quantile_huber(quantiles, jnp.broadcast_to(target[None], (quantiles.shape[0], *target.shape)))
-    total = jnp.mean(errors)
+    total = jnp.mean(batch.weight * jnp.mean(errors, axis=(0, 2)))
     return total, {"train/critic_loss": total, "train/q_value": jnp.mean(quantiles)}
 
 
 def actor_loss(
-    config: "Config", actor: GaussianActor, critics: QuantileCritics, alpha: Array, obs: PyTree, key: Key
+    config: "Config", actor: GaussianActor, critics: QuantileCritics, alpha: Array, batch: Batch, key: Key
 ) -> tuple[Float[Array, ""], Float[Array, " B"]]:
     """`(alpha log pi(a | s) - Q(s, a), log pi)`, Q the mean of all quantiles (section 3), to be minimised."""
-    action, log_prob = actor.distribution(actor.latent(obs)).sample_and_log_prob(key)
-    value = jnp.mean(critics(obs, action, jax.random.fold_in(key, 1)), axis=(0, 2))
-    return jnp.mean(alpha * log_prob - value), log_prob
+    action, log_prob = actor.distribution(actor.latent(batch.obs)).sample_and_log_prob(key)
+    value = jnp.mean(critics(batch.obs, action, jax.random.fold_in(key, 1)), axis=(0, 2))
+    return jnp.mean(batch.weight * (alpha * log_prob - value)), log_prob
 
 
 class Config(eqx.Module):
@@ -185,11 +185,16 @@ def learn(config: Config, state: State, batch: Batch) -> tuple[State, Metrics]:
     critics, critics_optimizer, critics_applied = _descend(config, state.critics, gradients, state.optimizer.critics)
     # As in SB3 the actor follows the critics that have just been improved, all with the temperature of before.
     (policy_loss, log_prob), gradients = jax.value_and_grad(config.actor_loss, argnums=1, has_aux=True)(
-        config, state.actor, critics, alpha, batch.obs, actor_key
+        config, state.actor, critics, alpha, batch, actor_key
     )
     actor, actor_optimizer, actor_applied = _descend(config, state.actor, gradients, state.optimizer.actor)
     log_alpha, alpha_optimizer, alpha_loss = temperature_step(
-        config, state.log_alpha, state.optimizer.alpha, log_prob, -float(math.prod(state.actor.space.shape))
+        config,
+        state.log_alpha,
+        state.optimizer.alpha,
+        log_prob,
+        batch.weight,
+        -float(math.prod(state.actor.space.shape)),
     )
     due = (state.n_updates % config.target_update_interval == 0) & critics_applied
     targets = soft_update(state.target_critics, critics, jnp.where(due, config.tau, 0.0))

@@ -38,6 +38,7 @@ class Batch(NamedTuple):
     reward: Float[Array, " B"]  # discounted sum over the steps
     discount: Float[Array, " B"]  # gamma^steps, 0 after a termination
     next_obs: PyTree  # [B, ...]
+    weight: Array | float = 1.0  # [B]: what each one's loss counts; the mean loss is `mean(weight * loss)`
 
 
 def init(spec: Spec, num_envs: int, capacity: int) -> Replay:
@@ -118,6 +119,7 @@ def sample(memory: Replay, key: Key, batch_size: int, n_steps: int, gamma: Scala
         reward=reward,
         discount=jnp.where((memory.flags[last_row] & TERMINATED) > 0, 0.0, discount),
         next_obs=jax.tree.map(lambda x: x[last_row], memory.next_obs),
+        weight=jnp.ones(batch_size),
     )
 
 

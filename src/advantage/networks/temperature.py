@@ -54,13 +54,18 @@ def temperature(ent_coef: float | int | str, log_alpha: Float[Array, ""]) -> Flo
 
 
 def temperature_step(
-    config: Any, log_alpha: Float[Array, ""], optimizer: PyTree, log_prob: Float[Array, " B"], automatic: float
+    config: Any,
+    log_alpha: Float[Array, ""],
+    optimizer: PyTree,
+    log_prob: Float[Array, " B"],
+    weight: Array | float,
+    automatic: float,
 ) -> tuple[Array, PyTree, Array]:
     """Towards the target entropy, which is `automatic` for `"auto"`: `(log_alpha, optimiser, loss)`; fixed: none."""
     target_entropy = automatic if config.target_entropy == "auto" else float(config.target_entropy)
 
     def objective(log_alpha: Array) -> Array:
-        return jnp.mean(temperature_objective(log_alpha, log_prob, target_entropy))
+        return jnp.mean(weight * temperature_objective(log_alpha, log_prob, target_entropy))
 
     loss, gradient = jax.value_and_grad(objective)(log_alpha)
     log_alpha, optimizer, _ = descend(
