@@ -28,6 +28,7 @@ from jaxtyping import PyTree
 import advantage
 from advantage.algorithms import crossq, ddpg, discrete_sac, dqn, ppo, sac, td3, tqc
 from advantage.algorithms.normalised import Normalised, normalised_agent
+from advantage.algorithms.recurrent import Recurrent
 from advantage.drivers.common import streams
 from advantage.drivers.fused import FusedDriver
 from advantage.drivers.hindsight import FurtherRows
@@ -41,10 +42,12 @@ from advantage.envs.running import is_normalised
 from advantage.envs.vec_env import DummyVecEnv, known_kind
 from advantage.envs.vector import HostEnvs, to_rows
 from advantage.equations.schedules import Linear, Schedule
+from advantage.memory import sequences
 from advantage.memory.goals import HerReplayBuffer, Hindsight, hindsight_settings
 from advantage.memory.replayed import drawn, init_memory, replayed_update
 from advantage.memory.uniform import push
 from advantage.networks.policy_kwargs import network_fields
+from advantage.networks.recurrent import Recurrence
 from advantage.platform import room_on
 from advantage.normalising import Held, composed, merged, plain_settings, read, settings_of, taking
 from advantage.training import loggers
@@ -101,14 +104,18 @@ HIDDEN_FIELDS = {
     "net_arch", "activation_fn", "ortho_init", "log_std_init", "full_std", "use_expln",
     "features_extractor", "exploration_rate", "n_critics", "clip_mean", "n_quantiles",
     "batch_norm_momentum", "batch_norm_eps", "renorm_warmup_steps",
-    "block", "layer_norm", "dropout_rate",
+    "block", "layer_norm", "dropout_rate", "recurrence",
 }  # fmt: skip
 
 
 @functools.cache  # programs are compiled for an agent: one object for each algorithm
 def agent_of(algorithm: Any) -> Agent:
     """An algorithm with its update and its memory."""
-    if hasattr(algorithm, "learn"):
+    inner = algorithm.algorithm if isinstance(algorithm, Normalised) else algorithm
+    if isinstance(inner, Recurrent):
+        update = replayed_update(algorithm, sequences.remember, sequences.drawn)
+        agent = Agent(algorithm, update, sequences.init_memory, sequences.drawn)
+    elif hasattr(algorithm, "learn"):
         agent = Agent(algorithm, replayed_update(algorithm), init_memory, drawn, push)
     else:
         agent = Agent(algorithm, algorithm.update, _no_memory)
@@ -137,19 +144,22 @@ class Model:
         options, fields = self._arguments(args, kwargs)
         reserve_threads(env)
         self._set(
-            policy=_known_policy(policy), verbose=options["verbose"], tensorboard_log=options["tensorboard_log"],
+            policy=_known_policy(policy, type(self)), verbose=options["verbose"], tensorboard_log=options["tensorboard_log"],
             policy_kwargs=dict(options["policy_kwargs"] or {}), stats_window_size=options["stats_window_size"],
             num_timesteps=0, num_seeds=whole("seeds", options["seeds"]), _env=None, _driver=None, _spec=None,
             _state=None, _logger=None, _given_logger=None, _run=None, _run_id=None, _resumed=None, env_id=None,
             _acting={}, _stop=0, _predictions=0, _write_log=None, _device=_device(options["device"]),
             n_envs=whole("n_envs", options["n_envs"]), _wrapper=None,
             vec_env=known_kind(options["vec_env"]), _env_plain=True,
-            algorithm=composed(self.algorithm, options["normalize"]),
+            algorithm=composed(Recurrent(self.algorithm) if _remembers(policy) else self.algorithm, options["normalize"]),
             **{name: options[name] for name in REPLAY_OPTIONS},
             _hindsight=hindsight_settings(*(options[name] for name in REPLAY_OPTIONS)),
         )  # fmt: skip
         self._set(_config=None, _schedules={})
-        fields = {**network_fields(self.algorithm.Config, self.policy_kwargs), **fields}
+        fields = {**_recurrence(policy), **network_fields(self.algorithm.Config, self.policy_kwargs), **fields}
+        if "recurrence" in fields and not _remembers(policy):
+            words = sorted(set(Recurrence._fields) & set(self.policy_kwargs))
+            raise ValueError(f"policy_kwargs[{words[0]!r}] is for recurrent policies: use 'MlpLstmPolicy', or leave it out")
         config, schedules = configured(self.algorithm.Config(), {}, fields)
         seed = options["seed"]
         self._set(_config=config, _schedules=schedules, seed=None if seed is None else whole("seed", seed, 0))
@@ -335,14 +345,14 @@ class Model:
         Args:
             observation: `[*shape]` or `[N, *shape]`, of the observation space's structure. A model that
                 normalises takes it raw; what a `VecNormalize` gave is normalised already, and known to be.
-            state: what the last call returned, for policies with a memory.
-            episode_start: `[N]` bool, where episodes begin (with `state`).
+            state: what the last call returned, for policies with a memory; None: nothing is remembered.
+            episode_start: `[N]` bool, where episodes begin and the memory is emptied; None: nowhere.
             deterministic: the best action instead of a sampled one.
             action_masks: `[N, actions]` bool, True where an action is legal.
             seed_index: which of the agents trained side by side acts.
 
         Raises:
-            ValueError: the observation does not have the space's shape.
+            ValueError: the observation does not have the space's shape, or `state` is of another number of them.
         """
         if not 0 <= seed_index < self.num_seeds:
             raise ValueError(f"seed_index={seed_index} has to be within the {self.num_seeds} seeds trained")
@@ -351,12 +361,15 @@ class Model:
         if inner:
             algorithm, spec = algorithm.algorithm, algorithm.inner_spec(spec)
         obs, batch, single = _batched(spec.observation, observation)
-        is_first = np.ones(batch, bool) if episode_start is None else np.asarray(episode_start, bool).reshape(batch)
+        # As in SB3: what is handed on is kept unless an episode is said to begin.
+        begins = np.full(batch, state is None) if episode_start is None else episode_start
+        is_first = np.asarray(begins, bool).reshape(batch)
         mask = None if action_masks is None else np.asarray(action_masks, bool).reshape(batch, -1)
         config = undisturbed(self._config)
         with self._on_device():
             if state is None:
                 state = algorithm.initial_carry(config, spec, batch)
+            _check_carry(state, batch)
             act = _acting_program(algorithm, config, not deterministic)
             self._set(_predictions=self._predictions + 1)
             actor = self._actor(seed_index).inner if inner else self._actor(seed_index)
@@ -636,8 +649,9 @@ class Model:
                     )
         if self.policy_name == "CnnPolicy":
             raise ValueError("policy='CnnPolicy' is not built yet: use 'MlpPolicy' with a features_extractor_class")
-        if spec.observation.kind == "dict" and self.policy_name == "MlpPolicy":
-            raise ValueError("policy='MlpPolicy' takes no Dict observations: use 'MultiInputPolicy'")
+        if spec.observation.kind == "dict" and self.policy_name.startswith("Mlp"):
+            fit = self.policy_name.replace("Mlp", "MultiInput")
+            raise ValueError(f"policy={self.policy_name!r} takes no Dict observations: use {fit!r}")
         episodes = getattr(self._config, "episodes_per_update", None) is not None
         if episodes and (fused or num_envs * self.num_seeds > 1):
             raise ValueError(
@@ -651,9 +665,20 @@ class Model:
                 f"n_steps={self._config.n_steps} cannot be used with HerReplayBuffer: each relabelled transition has a"
                 " goal of its own, and no return goes on to the next one; leave n_steps out"
             )
+        if _remembers(self.policy_name):
+            self._check_memory(num_envs)
         for note in self._config.check(spec, num_envs):
             warnings.warn(note, UserWarning, stacklevel=5)
         self._check_room(spec, num_envs)
+
+    def _check_memory(self, num_envs: int) -> None:
+        """Raise `ValueError` for what a recurrent policy cannot be combined with."""
+        if self.replay_buffer_class is not None:
+            raise ValueError(
+                f"replay_buffer_class={self.replay_buffer_class.__name__} cannot be used with policy={self.policy_name!r},"
+                " which remembers whole sequences as they happened: leave it out"
+            )
+        sequences.check_windows(self._config, num_envs)
 
     def _check_room(self, spec: Spec, num_envs: int) -> None:
         """Raise `ValueError` where the replay memories of all seeds are larger than the machine's memory."""
@@ -915,11 +940,30 @@ def _host_spec(env: Any) -> Spec:
     return Spec.from_gymnasium(env.observation_space, env.action_space)
 
 
-def _known_policy(policy: Any) -> str:
-    known = ("MlpPolicy", "CnnPolicy", "MultiInputPolicy")
+def _known_policy(policy: Any, face: type[Model]) -> str:
+    known = ("MlpPolicy", "CnnPolicy", "MultiInputPolicy", "MlpLstmPolicy", "MultiInputLstmPolicy")
     if policy not in known:
         raise ValueError(f"policy={policy!r} is not known: choose from {', '.join(known)}")
+    if _remembers(policy) and "recurrence" not in _field_names(face.algorithm.Config):
+        fit = [name for name, one in ALGORITHMS.items() if "recurrence" in _field_names(one.algorithm.Config)]
+        raise ValueError(f"policy={policy!r} is not built for {face.__name__}: use {', '.join(fit[:-1])} or {fit[-1]}")
     return policy
+
+
+def _remembers(policy: Any) -> bool:
+    return str(policy).endswith("LstmPolicy")
+
+
+def _recurrence(policy: str) -> dict[str, Any]:
+    """What a recurrent policy is where nothing else is said."""
+    return {"recurrence": Recurrence()} if _remembers(policy) else {}
+
+
+def _check_carry(state: PyTree, batch: int) -> None:
+    """Raise `ValueError` unless what a policy remembers is of as many environments as the observations."""
+    sizes = {x.shape[0] for x in jax.tree.leaves(state) if np.ndim(x)} - {batch}
+    if sizes:
+        raise ValueError(f"state is of {min(sizes)} environments, observation of {batch}: give state=None to begin anew")
 
 
 def _device(name: Any) -> jax.Device:

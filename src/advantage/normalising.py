@@ -64,7 +64,8 @@ def taking(algorithm: Any, wrapper: VecNormalize | None, space: Space, learned: 
                 f"env normalises the observations {theirs}, the model was trained with {ours} normalised: give a"
                 " VecNormalize with the model's norm_obs and norm_obs_keys, or the environments without it"
             )
-        algorithm = Normalised(getattr(algorithm, "algorithm", algorithm), wrapper.settings)
+        inner = algorithm.algorithm if isinstance(algorithm, Normalised) else algorithm
+        algorithm = Normalised(inner, wrapper.settings)
     if (settings := settings_of(algorithm)) is not None:
         settings.parts(space)
     return algorithm

@@ -208,7 +208,7 @@ class Agent(NamedTuple):
     update: Callable  # (config, state, memory, chunk) -> (state, memory, metrics)
     init_memory: Callable  # (config, spec, num_envs) -> memory
     drawn: Callable | None = None  # (config, state, memory) -> what the next `learn` gets; None: on-policy
-    push: Callable | None = None  # (memory, chunk) -> memory: remember without learning; None: on-policy
+    push: Callable | None = None  # (memory, chunk) -> memory: remember without learning; None: not possible
 
 
 def _shift(obs: PyTree, last_obs: PyTree) -> PyTree:

@@ -11,7 +11,7 @@ import pytest
 from advantage.envs import jax as jax_envs
 from advantage.envs.classic import CartPole, CartPoleState, Pendulum, PendulumState
 from advantage.envs.jax import Transition, is_jax_env, make_jax, reset_envs, step_envs
-from advantage.envs.probes import ContinuousTarget, Endings, Match, TimeLimitLoop
+from advantage.envs.probes import ContinuousTarget, Endings, Match, Recall, TimeLimitLoop
 from advantage.types import Space, Spec
 
 PROBES = [id for id in jax_envs._CLASSES if "Probe" in id]
@@ -208,8 +208,10 @@ def test_step_envs_in_a_scan_under_vmap():
     np.testing.assert_array_equal(rewards, np.ones((2, 32, 4)))
 
 
-def best_action(env, obs):
-    """An optimal action for observations `[N, ...]`."""
+def best_action(env, obs, state):
+    """An optimal action for observations `[N, ...]`, by the environment's state where memory is needed."""
+    if isinstance(env, Recall):
+        return state.cue[:, None]
     if isinstance(env, Match):
         return (obs[:, 0] > 0.0).astype(jnp.int32)
     if isinstance(env, ContinuousTarget):
@@ -230,7 +232,7 @@ def test_probe_values_by_brute_force(id):
     for t in range(12):
         obs = observed.obs
         assert all(space.contains(np.asarray(row)) for row in obs)
-        state, ts = step(state, observed, best_action(env, obs), key(t))
+        state, ts = step(state, observed, best_action(env, obs, state), key(t))
         following = np.where(ts.terminated, 0.0, env.value(ts.final_obs, gamma))
         np.testing.assert_allclose(env.value(obs, gamma), ts.reward + gamma * following, rtol=1e-5, atol=1e-5)
         observed = ts.observed
@@ -245,7 +247,8 @@ def test_probe_values_are_discounted_returns(id):
         state, first = env.reset(key(seed))
         obs, total, discount = first, 0.0, 1.0
         for _ in range(80):
-            state, transition = step(state, best_action(env, obs[None])[0], key(seed))
+            action = best_action(env, obs[None], jax.tree.map(lambda x: x[None], state))[0]
+            state, transition = step(state, action, key(seed))
             total, discount, obs = (
                 total + discount * float(transition.reward),
                 discount * gamma,

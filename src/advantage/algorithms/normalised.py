@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from advantage.equations.moments import Moments, fresh, include, running_returns, standardised
 from advantage.equations.normalisation import Normalisation
+from advantage.networks.recurrent import Windows
 from advantage.types import Agent, Chunk, Metrics, Observed, Spec, sanitise
 
 Statistics = dict[str, tuple]
@@ -120,7 +121,10 @@ class Normalised:
         return self.algorithm.act(config, actor.inner, carry, observed, key, explore)
 
     def seen(self, statistics: Statistics, obs: PyTree) -> PyTree:
-        """Observations `[..., *shape]` by these means and variances."""
+        """Observations `[..., *shape]` by these means and variances; those in windows where they are."""
+        if isinstance(obs, Windows):
+            following = None if obs.following is None else self.seen(statistics, obs.following)
+            return obs._replace(obs=self.seen(statistics, obs.obs), following=following)
         epsilon, clip = self.settings.epsilon, self.settings.clip_obs
         plain = not isinstance(obs, dict)
         parts = {"obs": obs} if plain else obs

@@ -24,6 +24,7 @@ from advantage.networks.acting import act_squashed as act  # samples within [-1,
 from advantage.networks.continuous import Critics, GaussianActor, Widths, critics, gaussian_actor
 from advantage.networks.mlp import Activation
 from advantage.networks.optimisers import Optimizer, adam, descend
+from advantage.networks.recurrent import Recurrence
 from advantage.networks.regularised import check_layers, hidden_layers
 from advantage.networks.temperature import check_temperature, initial_log_alpha, temperature, temperature_step
 from advantage.types import NONFINITE, Metrics, Spec, require, require_bounds
@@ -91,6 +92,7 @@ class Config(eqx.Module):
     use_expln: bool = eqx.field(static=True, default=False)  # gSDE: expln in place of exp
     clip_mean: Scalar = eqx.field(static=True, default=2.0)  # gSDE: bound of the Gaussian's mean
     features_extractor: Callable[..., eqx.Module] | None = eqx.field(static=True, default=None)
+    recurrence: Recurrence | None = eqx.field(static=True, default=None)  # how a recurrent policy remembers
     optimizer: Optimizer = eqx.field(static=True, default=adam)  # function of the learning rate
     actor: Callable[..., Any] = eqx.field(static=True, default=gaussian_actor)
     critics: Callable[..., Any] = eqx.field(static=True, default=critics)

@@ -25,6 +25,7 @@ from advantage.networks.acting import deterministic_carry as initial_carry
 from advantage.networks.continuous import Critics, DeterministicActor, Widths, critics, deterministic_actor
 from advantage.networks.mlp import Activation
 from advantage.networks.optimisers import Optimizer, adam, descend
+from advantage.networks.recurrent import Recurrence
 from advantage.networks.regularised import check_layers, hidden_layers
 from advantage.types import NONFINITE, Metrics, Spec, require, require_bounds
 from advantage.types import rescale_to_env as to_env  # actions within [-1, 1] are stretched to the bounds
@@ -84,6 +85,7 @@ class Config(eqx.Module):
     layer_norm: bool = eqx.field(static=True, default=False)  # after each hidden layer of the critics
     dropout_rate: float = eqx.field(static=True, default=0.0)  # of the critics' hidden units; DroQ: 0.01
     features_extractor: Callable[..., eqx.Module] | None = eqx.field(static=True, default=None)
+    recurrence: Recurrence | None = eqx.field(static=True, default=None)  # how a recurrent policy remembers
     optimizer: Optimizer = eqx.field(static=True, default=adam)  # function of the learning rate
     actor: Callable[..., Any] = eqx.field(static=True, default=deterministic_actor)
     critics: Callable[..., Any] = eqx.field(static=True, default=critics)

@@ -167,6 +167,7 @@ _CLASSES = {
         "TimeLimitLoop": ({}, {"continuous": True}),
         "Endings": ({}, {"continuous": True}),
         "ContinuousTarget": ({},),
+        "Recall": ({},),
     }.items()
     for options in variants
 }

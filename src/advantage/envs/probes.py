@@ -318,3 +318,45 @@ class ContinuousTarget:
     def value(self, obs: Shaped[np.ndarray | Array, "... 1"], gamma: float) -> Values:
         """V* = 0: the action is the target."""
         return np.zeros_like(_feature(obs))
+
+
+class RecallState(NamedTuple):
+    """What was shown, and the steps since."""
+
+    cue: Float[Array, ""]
+    steps: Int[Array, ""]
+
+
+@dataclasses.dataclass(frozen=True)
+class Recall:
+    """A cue of -1 or 1 is shown in the first step alone; `delay` steps later the reward is cue times action: V* = 1.
+
+    Tests memory: the observation of the step that counts is the same whatever the cue, so without a memory the action
+    does not depend on it, and the expected reward of every policy is E[cue] E[action] = 0. Observations are
+    `(cue, 0)`, then `(0, t / delay)`; an episode lasts `delay + 1` steps.
+    """
+
+    delay: int = 3
+
+    id: ClassVar[str] = _name("Recall")
+    spec: ClassVar[Spec] = Spec(Space("box", (2,), low=-1.0, high=1.0), _UNIT)
+
+    def reset(self, key: PRNGKeyArray) -> tuple[RecallState, Float[Array, "2"]]:
+        """Show -1 or 1."""
+        cue = _sign(key)[0]
+        return RecallState(cue, jnp.int32(0)), jnp.stack([cue, jnp.float32(0.0)])
+
+    def step(
+        self, env_state: RecallState, action: Float[Array, "1"], key: PRNGKeyArray
+    ) -> tuple[RecallState, Transition]:
+        """Reward and end after `delay` steps; before, actions do nothing."""
+        state = env_state._replace(steps=env_state.steps + jnp.int32(1))
+        obs = jnp.stack([jnp.float32(0.0), jnp.minimum(state.steps, self.delay).astype(jnp.float32) / self.delay])
+        last = env_state.steps >= self.delay
+        reward = jnp.where(last, env_state.cue * action[0], jnp.float32(0.0))
+        return state, Transition(obs, reward, last, _flag(False))
+
+    def value(self, obs: Shaped[np.ndarray | Array, "... 2"], gamma: float) -> Values:
+        """V* = gamma^(steps left), for a policy that remembers."""
+        steps = np.round(np.asarray(obs, np.float64)[..., 1] * self.delay)
+        return np.asarray(gamma ** (self.delay - steps))

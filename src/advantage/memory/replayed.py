@@ -98,22 +98,30 @@ def drawn(config: Any, state: Any, memory: uniform.Replay) -> tuple[Any, uniform
     return state._replace(key=jax.random.key_data(key)), batch
 
 
+def remember(algorithm: Any, config: Any, acted: Any, memory: uniform.Replay, chunk: Chunk) -> uniform.Replay:
+    """Append a chunk's valid rows; `acted`, the state that acted, matters to policies with a memory only."""
+    return uniform.push(memory, chunk)
+
+
 MOST_UPDATES, FINEST = 1000, 1000  # per step, and parts of one that are told apart
 
 
 @functools.cache
-def replayed_update(algorithm: Any) -> Callable[..., tuple[Any, uniform.Replay, Metrics]]:
+def replayed_update(
+    algorithm: Any, remember: Callable[..., Any] = remember, drawn: Callable[..., Any] = drawn
+) -> Callable[..., tuple[Any, uniform.Replay, Metrics]]:
     """`update(config, state, memory, chunk)` of an off-policy algorithm (see `types.Algorithm`).
 
     `observe`, `push`, then `sample` and `learn` for `config.gradient_steps` times (-1: as often as rows were
     collected), or by `config.updates_per_step`; none before more than `config.learning_starts` rows are remembered. One loop with a traced
-    bound: neither compile time nor a branch depends on the number of steps.
+    bound: neither compile time nor a branch depends on the number of steps. `remember` and `drawn` are those of the
+    memory: single steps, or windows of them (`sequences`).
     """
 
     def update(config: Any, state: Any, memory: uniform.Replay, chunk: Chunk):
-        before = state.steps
+        acted, before = state, state.steps
         state = algorithm.observe(config, state, chunk)
-        memory = uniform.push(memory, chunk)
+        memory = remember(algorithm, config, acted, memory, chunk)
         collected = jnp.sum(chunk.valid.astype(jnp.int32))
         wanted = gradient_steps(config, before, collected)
         # What counts is what is remembered: a model loaded from a file comes without its memory. Rows relabelled in

@@ -28,6 +28,7 @@ class Replay(NamedTuple):
     flags: UInt8[Array, " NC"]  # FIRST, TERMINATED and TRUNCATED, added up
     head: Int[Array, " N"]  # the slot written next
     size: Int[Array, " N"]  # rows held, at most C
+    carry: PyTree = ()  # [N*C, ...]: what the policy remembered before each row, where it remembers (see `sequences`)
 
 
 class Batch(NamedTuple):
@@ -54,8 +55,8 @@ def init(spec: Spec, num_envs: int, capacity: int) -> Replay:
     return Replay(obs, next_obs, action, jnp.zeros(rows, jnp.float32), jnp.zeros(rows, jnp.uint8), *counters)
 
 
-def push(memory: Replay, chunk: Chunk) -> Replay:
-    """Append a chunk's valid rows, each environment's at its own head, over the oldest.
+def push(memory: Replay, chunk: Chunk, carry: PyTree = ()) -> Replay:
+    """Append a chunk's valid rows, each environment's at its own head, over the oldest; with the `carry` of each.
 
     Of more rows than a ring holds (long episodes can be a chunk) the newest stay.
     """
@@ -88,18 +89,14 @@ def push(memory: Replay, chunk: Chunk) -> Replay:
         flags=write(memory.flags, flags),
         head=(memory.head + written) % capacity,
         size=jnp.minimum(memory.size + written, capacity),
+        carry=jax.tree.map(write, memory.carry, carry),
     )
 
 
 def sample(memory: Replay, key: Key, batch_size: int, n_steps: int, gamma: Scalar) -> Batch:
     """B transitions over up to `n_steps` steps, every row equally likely, with replacement."""
     _, capacity = _sizes(memory)
-    ends = jnp.cumsum(memory.size)
-    # Some rows are likelier by at most one part in 2^32 / rows: nothing, for half the draws of `randint`.
-    drawn = jax.random.bits(key, (batch_size,)) % jnp.maximum(ends[-1], 1).astype(jnp.uint32)
-    drawn = drawn.astype(jnp.int32)
-    env = jnp.searchsorted(ends, drawn, side="right").astype(jnp.int32)
-    age = ends[env] - 1 - drawn  # 0 is the environment's newest row
+    env, age = draw_rows(memory, key, batch_size)
     steps = jnp.arange(n_steps, dtype=jnp.int32)
     slot = (memory.head[env, None] - 1 - age[:, None] + steps[None]) % capacity
     row = env[:, None] * capacity + slot  # [B, n]; rows past the newest are never counted
@@ -121,6 +118,16 @@ def sample(memory: Replay, key: Key, batch_size: int, n_steps: int, gamma: Scala
         next_obs=jax.tree.map(lambda x: x[last_row], memory.next_obs),
         weight=jnp.ones(batch_size),
     )
+
+
+def draw_rows(memory: Replay, key: Key, count: int) -> tuple[Int[Array, " B"], Int[Array, " B"]]:
+    """`(env, age)` of rows, every one equally likely, with replacement; age 0 is the environment's newest."""
+    ends = jnp.cumsum(memory.size)
+    # Some rows are likelier by at most one part in 2^32 / rows: nothing, for half the draws of `randint`.
+    drawn = jax.random.bits(key, (count,)) % jnp.maximum(ends[-1], 1).astype(jnp.uint32)
+    drawn = drawn.astype(jnp.int32)
+    env = jnp.searchsorted(ends, drawn, side="right").astype(jnp.int32)
+    return env, ends[env] - 1 - drawn
 
 
 def _sizes(memory: Replay) -> tuple[int, int]:

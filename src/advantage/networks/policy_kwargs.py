@@ -16,6 +16,7 @@ from advantage.networks import optimisers
 from advantage.networks.actor_critic import Architecture
 from advantage.networks.continuous import Widths
 from advantage.networks.mlp import Activation
+from advantage.networks.recurrent import Recurrence, recurrence
 
 ACTIVATIONS: dict[str, Activation] = {
     "tanh": jnp.tanh,
@@ -37,6 +38,7 @@ WORDS = (
 
 # Words that need nothing done, with the only value that means so.
 NEUTRAL = {"normalize_images": True, "share_features_extractor": True, "squash_output": False}
+LSTM_NEUTRAL = {"shared_lstm": False, "enable_critic_lstm": True}
 
 
 def network_fields(config_class: type, policy_kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -50,7 +52,8 @@ def network_fields(config_class: type, policy_kwargs: Mapping[str, Any]) -> dict
     given, fields = dict(policy_kwargs), {}
     # Off-policy actors and critics of continuous control have features of their own, as SB3's by default.
     shares = not isinstance(defaults.get("net_arch"), Widths)
-    for name, only in (NEUTRAL | {"share_features_extractor": shares}).items():
+    neutral = NEUTRAL | {"share_features_extractor": shares} | (LSTM_NEUTRAL if "recurrence" in defaults else {})
+    for name, only in neutral.items():
         if given.pop(name, only) != only:
             raise ValueError(f"policy_kwargs[{name!r}] has to be {only} here: leave it out")
     if "batch_norm_momentum" in defaults and not given.pop("batch_norm", True):
@@ -58,12 +61,15 @@ def network_fields(config_class: type, policy_kwargs: Mapping[str, Any]) -> dict
     extractor, extractor_kwargs = given.pop("features_extractor_class", None), given.pop("features_extractor_kwargs", {})
     if extractor is not None:
         fields["features_extractor"] = functools.partial(extractor, **extractor_kwargs)
+    if "recurrence" in defaults and (words := {name: given.pop(name) for name in Recurrence._fields if name in given}):
+        fields["recurrence"] = recurrence(words)
     optimizer, options = given.pop("optimizer_class", None), given.pop("optimizer_kwargs", {})
     if optimizer is not None or options:
         fields["optimizer"] = _optimizer("Adam" if optimizer is None else optimizer, options)
     for name, value in given.items():
         if name not in WORDS or name not in defaults:
             known = [word for word in WORDS if word in defaults]
+            known += Recurrence._fields if "recurrence" in defaults else ()
             near = difflib.get_close_matches(name, [*known, *NEUTRAL, "features_extractor_class"], n=1)
             raise TypeError(f"policy_kwargs has no {name!r} here" + (f": did you mean {near[0]!r}?" if near else ""))
         if name == "net_arch":

@@ -19,6 +19,7 @@ from advantage.networks.actor_critic import Architecture
 from advantage.networks.continuous import Widths
 from advantage.networks.optimisers import named
 from advantage.networks.policy_kwargs import ACTIVATIONS
+from advantage.networks.recurrent import Recurrence, recurrence
 from advantage.training.files import NotAModel
 
 TABLE_POINTS = 101
@@ -143,6 +144,8 @@ def describe(config: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         elif isinstance(value, Architecture | Widths):
             kind = "architecture" if isinstance(value, Architecture) else "widths"
             plain[field.name] = {kind: [list(part) for part in value]}
+        elif isinstance(value, Recurrence):
+            plain[field.name] = {"recurrence": value._asdict()}
         else:
             plain[field.name] = list(value) if isinstance(value, tuple) else value
     return plain, labels
@@ -170,7 +173,8 @@ def undescribe(default: Any, plain: Mapping[str, Any], labels: Mapping[str, Any]
     for name, value in plain.items():
         if isinstance(value, dict):
             ((kind, parts),) = value.items()
-            value = {"architecture": Architecture, "widths": Widths}[kind](*map(tuple, parts))
+            known = {"architecture": Architecture, "widths": Widths}
+            value = recurrence(parts) if kind == "recurrence" else known[kind](*map(tuple, parts))
         values[name] = tuple(value) if isinstance(value, list) else value
     for name, stored in labels.items():
         if name in given:
