@@ -327,3 +327,18 @@ def test_is_jax_env():
     assert is_jax_env(CartPole()) and is_jax_env(Counting())
     assert not is_jax_env(CartPole) and not is_jax_env("advantage/CartPole-v1")
     assert not is_jax_env(gymnasium.make("CartPole-v1"))
+
+
+def test_recall_needs_memory():
+    """From the second step on observations are the same for both cues, and the reward is the cue times the action."""
+    env, seen, rewards = Recall(), {}, {}
+    for seed in range(8):
+        state, obs = env.reset(key(seed))
+        cue, seen_now = float(obs[0]), []
+        for _ in range(env.delay + 1):
+            state, transition = env.step(state, jnp.array([0.5]), key())
+            seen_now.append(np.asarray(transition.obs))
+        assert transition.terminated and not transition.truncated
+        seen[cue], rewards[cue] = np.array(seen_now), float(transition.reward)
+    assert rewards == {1.0: 0.5, -1.0: -0.5}
+    np.testing.assert_array_equal(seen[1.0], seen[-1.0])
