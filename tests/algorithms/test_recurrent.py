@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from advantage import DDPG, DQN, PPO, SAC, TD3, TQC, HerReplayBuffer
-from advantage.algorithms import sac
+from advantage.algorithms import ddpg
 from advantage.algorithms.normalised import Normalised
 from advantage.algorithms.recurrent import Recurrent
 from advantage.equations.normalisation import normalisation
@@ -19,13 +19,13 @@ from advantage.networks.recurrent import Recurrence
 from advantage.types import Chunk, Observed, Space, Spec
 
 SPEC = Spec(Space("box", (3,), low=-np.inf, high=np.inf), Space("box", (2,), low=-1.0, high=1.0))
-CONFIG = sac.Config(
+CONFIG = ddpg.Config(
     net_arch=Widths((8,), (8,)), batch_size=16, buffer_size=60, learning_starts=0, action_noise=0.1,
     recurrence=Recurrence(8, 1, "lstm", 4, 2),
 )  # fmt: skip
 KEY = jax.random.PRNGKey(3)
 T, N = 5, 2
-RECURRENT = Recurrent(sac)
+RECURRENT = Recurrent(ddpg)
 NORMALISED = Normalised(RECURRENT, normalisation())
 
 

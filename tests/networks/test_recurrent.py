@@ -3,6 +3,7 @@
 import itertools
 from pathlib import Path
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,6 +31,9 @@ SPACE = Space("box", (4,), low=-np.inf, high=np.inf)
 T, N = ORACLE["obs"].shape[:2]
 OBS = jnp.asarray(ORACLE["obs"])
 NEVER, ALWAYS = jnp.zeros((T, N), bool), jnp.ones((T, N), bool)
+along = eqx.filter_jit(lambda network, *given: network.sequence(*given))
+step = eqx.filter_jit(lambda network, *given: network.step(*given))
+seen = eqx.filter_jit(lambda network, windows: network(windows))
 BOTH = pytest.mark.parametrize("kind", ["lstm", "gru"])
 
 
@@ -67,7 +71,7 @@ def stepped(network, carry, is_first, obs=OBS):
     """`(features [T, N, H], the carry after each row)`, one step at a time."""
     features, after = [], []
     for t in range(len(obs)):
-        x, carry = network.step(carry, obs[t], is_first[t])
+        x, carry = step(network, carry, obs[t], is_first[t])
         features.append(x)
         after.append(carry)
     return jnp.stack(features), after
@@ -76,7 +80,7 @@ def stepped(network, carry, is_first, obs=OBS):
 @BOTH
 def test_layers_are_those_of_torch(kind):
     """Two layers along six rows, from a state in which something is remembered."""
-    features, after = torchs(kind).sequence(carry_of(kind), OBS, NEVER, ALWAYS)
+    features, after = along(torchs(kind), carry_of(kind), OBS, NEVER, ALWAYS)
     assert_close(features, ORACLE[f"{kind}/outputs"])
     assert_close(jax.tree.map(lambda x: x[-1], after), carry_of(kind, "last_"))
 
@@ -85,7 +89,7 @@ def test_layers_are_those_of_torch(kind):
 def test_steps_are_the_sequence(kind):
     """With memories emptied in the middle, at different rows of different sequences."""
     network, is_first = torchs(kind), flags((2, 0), (4, 1), (5, 1))
-    features, after = network.sequence(carry_of(kind), OBS, is_first, ALWAYS)
+    features, after = along(network, carry_of(kind), OBS, is_first, ALWAYS)
     one_by_one, carries = stepped(network, carry_of(kind), is_first)
     assert_close(features, one_by_one)
     for t, carry in enumerate(carries):
@@ -96,11 +100,11 @@ def test_steps_are_the_sequence(kind):
 def test_nothing_is_remembered_over_a_beginning(kind):
     """What came before `is_first` changes nothing from there on, and does change what lies between."""
     network, is_first = torchs(kind), flags((3, 0))
-    features, _ = network.sequence(carry_of(kind), OBS, is_first, ALWAYS)
-    other, _ = network.sequence(carry_of(kind), OBS.at[:3].add(1.0), is_first, ALWAYS)
+    features, _ = along(network, carry_of(kind), OBS, is_first, ALWAYS)
+    other, _ = along(network, carry_of(kind), OBS.at[:3].add(1.0), is_first, ALWAYS)
     np.testing.assert_array_equal(features[3:, 0], other[3:, 0])
     assert (features[3:, 1:] != other[3:, 1:]).all()
-    fresh, _ = network.sequence(jax.tree.map(jnp.zeros_like, carry_of(kind)), OBS[3:], NEVER[3:], ALWAYS[3:])
+    fresh, _ = along(network, jax.tree.map(jnp.zeros_like, carry_of(kind)), OBS[3:], NEVER[3:], ALWAYS[3:])
     assert_close(features[3:, 0], fresh[:, 0])
 
 
@@ -108,8 +112,8 @@ def test_windows_are_rows_of_features():
     """Row by row, those of the sequence after burn-in; from nothing where no stored carry is used."""
     for burn_in, stored in itertools.product((0, 2), (True, False)):
         carry = carry_of("lstm") if stored else jax.tree.map(jnp.zeros_like, carry_of("lstm"))
-        expected, _ = torchs("lstm").sequence(carry, OBS, flags((4, 2)), ALWAYS)
-        found = torchs("lstm", burn_in, stored)(windows(carry_of("lstm"), flags((4, 2))))
+        expected, _ = along(torchs("lstm"), carry, OBS, flags((4, 2)), ALWAYS)
+        found = seen(torchs("lstm", burn_in, stored), windows(carry_of("lstm"), flags((4, 2))))
         assert_close(found, expected[burn_in:].reshape(-1, 5))
     features = jnp.ones((3, 5))
     assert torchs("lstm")(Encoded(features)) is features
@@ -121,18 +125,18 @@ def test_what_followed_continues_each_row(kind, burn_in):
     """Features of the next observations: one step from what is remembered after each row, over ends and beginnings."""
     network, is_first = torchs(kind, burn_in), flags((3, 0), (5, 1))
     following = OBS[burn_in:] * 2.0 - 1.0
-    found = network(windows(carry_of(kind), is_first, following=following)).reshape(T - burn_in, N, 5)
+    found = seen(network, windows(carry_of(kind), is_first, following=following)).reshape(T - burn_in, N, 5)
     _, carries = stepped(network, carry_of(kind), is_first)
     for t in range(burn_in, T):
-        assert_close(found[t - burn_in], network.step(carries[t], following[t - burn_in])[0])
+        assert_close(found[t - burn_in], step(network, carries[t], following[t - burn_in])[0])
 
 
 def test_rows_that_are_not_held_do_nothing():
     """Before the oldest row the stored carry waits: it belongs to the first row that exists."""
     held = ALWAYS.at[:2, 0].set(False).at[0, 1].set(False)
-    found = torchs("lstm", 3)(windows(carry_of("lstm"), held=held)).reshape(3, N, 5)
+    found = seen(torchs("lstm", 3), windows(carry_of("lstm"), held=held)).reshape(3, N, 5)
     for n, first in enumerate((2, 1, 0)):
-        expected, _ = torchs("lstm").sequence(carry_of("lstm"), OBS[first:], NEVER[first:], ALWAYS[first:])
+        expected, _ = along(torchs("lstm"), carry_of("lstm"), OBS[first:], NEVER[first:], ALWAYS[first:])
         assert_close(found[:, n], expected[3 - first :, n])
 
 
@@ -143,7 +147,7 @@ def test_burn_in_has_no_gradient(kind):
     def total(obs, carry):
         return jnp.sum(torchs(kind, 3)(windows(carry, obs=obs)) ** 2)
 
-    of_obs, of_carry = jax.grad(total, argnums=(0, 1))(OBS, carry_of(kind))
+    of_obs, of_carry = jax.jit(jax.grad(total, argnums=(0, 1)))(OBS, carry_of(kind))
     assert (of_obs[:3] == 0).all() and (jnp.abs(of_obs[3:]).sum(axis=(1, 2)) > 0).all()
     assert all((x == 0).all() for x in jax.tree.leaves(of_carry))
     before, moved = total(OBS, carry_of(kind)), total(OBS.at[0].add(1.0), carry_of(kind))
