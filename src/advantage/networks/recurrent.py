@@ -29,7 +29,7 @@ Carry = tuple[State, ...]
 
 
 class Recurrence(NamedTuple):
-    """How a policy remembers, by the words of `policy_kwargs`; the first three are RecurrentPPO's of SB3-contrib."""
+    """How a policy remembers, by the words of `policy_kwargs`; the first two are RecurrentPPO's of SB3-contrib."""
 
     lstm_hidden_size: int = 256  # numbers a layer gives, a GRU's too
     n_lstm_layers: int = 1
