@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from advantage import DDPG, DQN, PPO, SAC, TD3, TQC, HerReplayBuffer
+from advantage import DDPG, DQN, PPO, SAC, TD3, TQC, HerReplayBuffer, VecNormalize, make_vec_env
 from advantage.algorithms import ddpg
 from advantage.algorithms.normalised import Normalised
 from advantage.algorithms.recurrent import Recurrent
@@ -147,7 +147,8 @@ def test_predict_hands_on_what_is_remembered():
 
 def test_files_keep_how_a_policy_remembers(tmp_path):
     """Kind and sizes of the memory are in the model file, which is read without them."""
-    model = made(words={"rnn_type": "gru", "n_lstm_layers": 2}, normalize=True).learn(16)
+    env = VecNormalize(make_vec_env("Pendulum-v1", 1))  # which is taken off: the memory stays
+    model = made(env=env, words={"rnn_type": "gru", "n_lstm_layers": 2}).learn(16)
     model.save(tmp_path / "model")
     loaded = TD3.load(tmp_path / "model")
     assert loaded.recurrence == Recurrence(8, 2, "gru", 4, 2) and loaded.policy_name == "MlpLstmPolicy"
