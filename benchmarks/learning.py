@@ -40,6 +40,7 @@ def main() -> None:
     )
     parser.add_argument("--full", action="store_true", help="the long jobs, a million steps each")
     parser.add_argument("--seeds", type=int, default=5, help="agents trained at once (5)")
+    parser.add_argument("--models", type=Path, metavar="FOLDER", help="also save what was trained, a file a job")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
     parser.add_argument(
         "--report", action="store_true", help="no training: tables and pictures from the results"
@@ -56,13 +57,13 @@ def main() -> None:
         report(options.results)
     else:
         for job in chosen:
-            replace_lines(options.results / "learning.jsonl", job, train(job, options.seeds))
+            replace_lines(options.results / "learning.jsonl", job, train(job, options.seeds, models=options.models))
 
 
 # -- training ----------------------------------------------------------------------------------------
 
 
-def train(name: str, seeds: int, steps: int | None = None) -> list[Line]:
+def train(name: str, seeds: int, steps: int | None = None, models: Path | None = None) -> list[Line]:
     """Train the job's seeds at once; one line per seed. `steps`: other than the job's, to try it out."""
     import advantage
 
@@ -74,6 +75,9 @@ def train(name: str, seeds: int, steps: int | None = None) -> list[Line]:
     evaluations = Evaluations(model, job, seeds, steps)
     model.learn(steps, callback=evaluations)
     seconds = evaluations.stop_clock()
+    if models is not None:
+        models.mkdir(parents=True, exist_ok=True)
+        model.save(models / f"{name}.zip")
     final = [evaluate(model, job.env, index, job.episodes) for index in range(seeds)]
     versions = {"advantage": advantage.__version__}
     versions |= {package: importlib.metadata.version(package) for package in ("jax", "equinox", "gymnasium")}
@@ -203,8 +207,31 @@ def report(folder: Path) -> None:
             {label: curve(lines) for label, lines in groups.items()}, folder / picture, title, reference
         )
         parts.append(section(name, job, groups, picture))
+    parts.append(side_by_side(ours, sb3))
     (folder / "learning.md").write_text("\n".join(parts), encoding="utf-8")
     print("\n".join(parts))
+
+
+def side_by_side(ours: list[Line], sb3: list[Line]) -> str:
+    """Algorithms of continuous control by environment: one table."""
+    from advantage.experiments.statistics import bootstrap_interval, iqm
+
+    def cell(lines: list[Line]) -> str:
+        if not lines:
+            return "not measured"
+        scores = [MEASURES["mean of the last five"](line) for line in lines]
+        low, high = bootstrap_interval(scores)
+        return f"{iqm(scores):.0f} [{low:.0f}, {high:.0f}], {len(lines)} seeds"
+
+    rows = ["| environment | steps | algorithm | advantage | SB3 |", "| --- | ---: | --- | ---: | ---: |"]
+    chosen = [(name, job) for name, job in jobs.EVERY.items() if job.algorithm in jobs.CONTINUOUS_CONTROL]
+    for name, job in sorted(chosen, key=lambda pair: (pair[1].env, pair[1].steps)):
+        groups = [[line for line in lines if line["job"] == name] for lines in (ours, sb3)]
+        if groups[0]:
+            cells = " | ".join(map(cell, groups))
+            rows.append(f"| {job.env} | {job.steps:,} | {job.algorithm} | {cells} |")
+    table = "\n".join(rows)
+    return f"## which-continuous\n\nInterquartile mean of each run's last five evaluations.\n\n{table}\n"
 
 
 def curve(lines: list[Line]) -> tuple[list[int], list[list[float]]]:

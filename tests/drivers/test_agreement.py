@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from advantage.algorithms import ddpg, dqn, ppo, sac, td3
+from advantage.algorithms import crossq, ddpg, dqn, ppo, sac, td3, tqc
 from advantage.drivers.fused import FusedDriver
 from advantage.drivers.host import HostDriver
 from advantage.envs.jax import make_jax
@@ -31,6 +31,8 @@ CONTINUOUS = {
     "sac": sac.Config(gradient_steps=2, n_steps=2, use_sde=True, sde_sample_freq=3, **REPLAY),
     "td3": td3.Config(updates_per_step=0.25, action_noise=OrnsteinUhlenbeckActionNoise(0.0, 0.3, dt=0.1), **REPLAY),
     "ddpg": ddpg.Config(gradient_steps=2, action_noise=NormalActionNoise(0.0, 0.1), **REPLAY),
+    "tqc": tqc.Config(gradient_steps=2, n_quantiles=5, use_sde=True, sde_sample_freq=-1, **REPLAY),
+    "crossq": crossq.Config(gradient_steps=2, policy_delay=2, action_noise=NormalActionNoise(0.0, 0.1), **REPLAY),
 }
 
 
@@ -89,7 +91,7 @@ def test_partial_chunk_agrees(toys, name):
         assert int(host.seed_state(0).steps) == total
 
 
-@pytest.mark.parametrize("name", ["sac", "td3", "ddpg"])
+@pytest.mark.parametrize("name", CONTINUOUS)
 def test_continuous_actions_agree(toys, name):
     """Three updates and a part of a fourth with actions stretched to other bounds and noise that is carried on."""
     config, env = CONTINUOUS[name], make_jax("advantage/Pendulum-v1")

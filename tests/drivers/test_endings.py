@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 
 from advantage import DQN, make_vec_env
-from advantage.algorithms import ddpg, dqn, ppo, sac, td3
+from advantage.algorithms import crossq, ddpg, discrete_sac, dqn, ppo, sac, td3, tqc
 from advantage.drivers.fused import FusedDriver
 from advantage.drivers.host import HostDriver
 from advantage.envs.probes import Endings, TimeLimitLoop
+from advantage.equations.objectives import chosen
 from advantage.memory import uniform
+from advantage.networks.batch_norm import evaluated
 from advantage.networks.continuous import Widths
 from advantage.types import Agent, Chunk, sanitise, successor
 
@@ -37,9 +39,12 @@ LEARNERS = {
     "sac": sac.Config(ent_coef=0.0, **TARGETS, **REPLAY),  # entropy would add to the values
     "td3": td3.Config(**TARGETS, **REPLAY),
     "ddpg": ddpg.Config(action_noise=0.5, **TARGETS, **REPLAY),
+    "discrete_sac": discrete_sac.Config(ent_coef=0.0, **TARGETS, **REPLAY),
+    "tqc": tqc.Config(ent_coef=0.0, n_quantiles=5, top_quantiles_to_drop_per_net=0, **TARGETS, **REPLAY),
+    "crossq": crossq.Config(ent_coef=0.0, n_steps=2, net_arch=Widths((4,), (16,)), **REPLAY),
 }  # fmt: skip
-CONTINUOUS = ["sac", "td3", "ddpg"]
-STEPS = {"ppo": 64 * 20, "dqn": 1600, "sac": 1600, "td3": 1600, "ddpg": 1600}
+CONTINUOUS = ["sac", "td3", "ddpg", "tqc", "crossq"]
+STEPS = dict.fromkeys(LEARNERS, 1600) | {"ppo": 64 * 20}
 ZEROS = {"learning_rate": lambda left: 0.03 * left}  # the noise of the last updates averages out
 
 
@@ -188,19 +193,24 @@ def test_dummy_rows_are_invalid_and_alone(toys, kind):
 
 def learned(driver, name, seed, obs=None):
     """The values of the five places, or of other observations."""
-    state, obs = driver.seed_state(seed), jnp.eye(5) if obs is None else obs
+    state, obs = jax.tree.map(jnp.asarray, driver.seed_state(seed)), jnp.eye(5) if obs is None else obs
     if name in CONTINUOUS:
         # Where the policy acts: critics that have seen nothing else are nowhere else right.
-        actor = state.actor
-        action = actor.distribution(actor.latent(obs)).mode() if name == "sac" else actor(obs)
-        return np.asarray(state.critics(obs, action).mean(axis=0))
+        actor, critics = state.actor, state.critics
+        if name == "crossq":
+            actor, critics = evaluated(actor, state.running.actor), evaluated(critics, state.running.critics)
+        action = actor(obs) if name in ("td3", "ddpg") else actor.distribution(actor.latent(obs)).mode()
+        values = critics(obs, action)  # of each critic, and of TQC's quantiles
+        return np.asarray(values.mean(axis=(0, 2)) if name == "tqc" else values.mean(axis=0))
+    if name == "discrete_sac":
+        return np.asarray(chosen(state.critics(obs).mean(axis=0), state.actor(obs).mode()))
     return np.asarray(state.network.value(obs) if name == "ppo" else state.network(obs).mean(axis=-1))
 
 
 LEARNED = [
     *itertools.product([*((kind, 3) for kind in KINDS), ("sync", 1)], ["ppo", "dqn"]),
     *(((kind, 3), "sac") for kind in KINDS),
-    *itertools.product([("sync", 1), ("jax", 3)], ["td3", "ddpg"]),
+    *itertools.product([("sync", 1), ("jax", 3)], ["td3", "ddpg", "discrete_sac", "tqc", "crossq"]),
 ]
 
 

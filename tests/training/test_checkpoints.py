@@ -13,6 +13,9 @@ import pytest
 
 from advantage import (
     DDPG,
+    TQC,
+    CrossQ,
+    DiscreteSAC,
     DQN,
     PPO,
     SAC,
@@ -113,6 +116,9 @@ RUNS = {
     ),
     "TD3, JAX": (TD3, "advantage/Pendulum-v1", {**CONTROL, "action_noise": DRIFT}, 96, 48),
     "DDPG, 2 seeds": (DDPG, "test/Wandering-v0", {**CONTROL, "n_envs": 2, "seeds": 2, "updates_per_step": 0.3}, 100, 54),
+    "DiscreteSAC, mid-chunk": (DiscreteSAC, "CartPole-v1", CONTROL, 100, 53),
+    "TQC, gSDE": (TQC, "test/Wandering-v0", {**CONTROL, "use_sde": True}, 100, 53),
+    "CrossQ, JAX, 2 seeds": (CrossQ, "advantage/Pendulum-v1", {**CONTROL, "seeds": 2}, 96, 48),
 }  # fmt: skip
 
 
