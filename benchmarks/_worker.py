@@ -18,7 +18,7 @@ from typing import Any
 import jobs
 
 MODULES = {"ours": "advantage", "sb3": "stable_baselines3", "sbx": "sbx", "jax": "jax"}
-CONTRIB = {"TQC", "CrossQ"}  # in SB3's sister package
+CONTRIB = {"TQC", "CrossQ", "TRPO"}  # in SB3's sister package
 DISTRIBUTIONS = {
     "ours": ("advantage", "jax", "jaxlib", "equinox", "numpy", "gymnasium"),
     "sb3": ("stable_baselines3", "torch", "numpy", "gymnasium"),

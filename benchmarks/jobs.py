@@ -57,6 +57,10 @@ PPO = {"n_steps": 256, "batch_size": 256, "n_epochs": 10}
 DQN = {"target_update_interval": 10_000}
 
 CONTROL = {"policy_kwargs": {"net_arch": [256, 256]}}
+# The zoo's.
+TRPO_CARTPOLE = {"n_steps": 512, "batch_size": 512, "cg_damping": 1e-3, "gae_lambda": 0.98, "learning_rate": 1e-3,
+                 "n_critic_updates": 20}  # fmt: skip
+TRPO_PENDULUM = {"n_steps": 1024, "gamma": 0.9, "n_critic_updates": 15, "use_sde": True}
 
 # SB3 takes 10 to 20 s for the timed part. In `fused` runs a step's cost doesn't depend on the policy (a reset
 # is computed at every step), so they may be longer, to be measurable; runs on Gymnasium take as many steps as
@@ -74,6 +78,12 @@ RUNS: dict[str, Run] = {
     "dqn-gym": _DQN,
     "dqn-gym-8seeds": _DQN._replace(seeds=8),
     "dqn-fused": _DQN_FUSED,
+    # Policy gradients.
+    "a2c-gym": Run("A2C", GYM, 8, {}, warmup=4_000, steps=40_000),
+    "trpo-gym": Run("TRPO", GYM, 2, TRPO_CARTPOLE, warmup=2_048, steps=30_720),
+    "trpo-pendulum": Run("TRPO", "Pendulum-v1", 2, TRPO_PENDULUM, warmup=4_096, steps=40_960),
+    "ppo-gym-64envs": _PPO._replace(n_envs=64, settings={**PPO, "n_steps": 32}, steps=81_920),
+    "ppo-fused-64envs": _PPO_FUSED._replace(n_envs=64, settings={**PPO, "n_steps": 32}, steps=409_600),
     # Off-policy continuous control: one environment, one gradient step a step, networks of 2 x 256.
     **{
         f"{name.lower()}-{env}": Run(name, ids, 1, CONTROL, warmup=200, steps=800)
@@ -215,7 +225,14 @@ CONTINUOUS: list[Check] = [
     _alone("compile-continuous", "compile: SBX's SAC, CPU-seconds", Value("sbx", "sac-pendulum", "compile_cpu"), None),
 ]  # fmt: skip
 
-SUITES = {"speed": CHECKS, "continuous": CONTINUOUS}
+POLICY: list[Check] = [
+    *_faster("a2c-gym", "sb3", "a2c-gym", 4.0),
+    *_faster("trpo-gym", "sb3", "trpo-gym", 4.0),
+    *_faster("trpo-pendulum", "sb3", "trpo-pendulum", 4.0),
+    *_faster("ppo-fused-64envs", "sb3", "ppo-gym-64envs", 9.0),
+]
+
+SUITES = {"speed": CHECKS, "continuous": CONTINUOUS, "policy": POLICY}
 """What is measured in one run, by the name of its results."""
 JOBS = list(dict.fromkeys(check.job for checks in SUITES.values() for check in checks))
 
@@ -262,6 +279,8 @@ LEARNING: dict[str, Learning] = {
         {"n_steps": 1024, "gamma": 0.9, "gae_lambda": 0.95, "learning_rate": 1e-3, "use_sde": True,
          "sde_sample_freq": 4},
     ),
+    "a2c-cartpole": Learning("A2C", "CartPole-v1", 100_000, 8, {}, 475.0),
+    "trpo-cartpole": Learning("TRPO", "CartPole-v1", 100_000, 2, TRPO_CARTPOLE, 475.0),
     "sac-pendulum": Learning("SAC", "Pendulum-v1", 10_000, 1, {"learning_rate": 1e-3}),
     "td3-pendulum": Learning(
         "TD3", "Pendulum-v1", 10_000, 1,

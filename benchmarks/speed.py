@@ -45,6 +45,11 @@ PEERS = {
             "sbx-rl==0.28.0", "jax==0.10.2", "jaxlib==0.10.2", "flax==0.12.8", "optax==0.2.8"),
 }  # fmt: skip
 TIMEOUT = 300
+TITLES = {
+    "speed": "Speed",
+    "continuous": "Speed: continuous control",
+    "policy": "Speed: policy gradients",
+}
 PATH_OPTIONS = ("--python-", "--out")
 
 Child = tuple[str, str]
@@ -268,7 +273,7 @@ def markdown(report: dict[str, Any], suite: str) -> str:
     where = report["machine"]
     loads = " to ".join(f"{where[key][0]:.2f}" for key in ("load_before", "load_after"))
     lines = [
-        "# Speed" + ("" if suite == "speed" else f": {suite} control"),
+        f"# {TITLES[suite]}",
         "",
         f"`{report['command']}`, {report['date']}; "
         f"{where['cpu']}, {where['cores']} cores, {where['system']}; "

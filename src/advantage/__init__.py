@@ -13,6 +13,9 @@ __version__ = "0.1.0"
 _HOME = {
     "DQN": "advantage.models",
     "PPO": "advantage.models",
+    "A2C": "advantage.models",
+    "TRPO": "advantage.models",
+    "REINFORCE": "advantage.models",
     "SAC": "advantage.models",
     "DiscreteSAC": "advantage.models",
     "TD3": "advantage.models",
@@ -82,7 +85,7 @@ if TYPE_CHECKING:
     from advantage.experiments.suggest import suggest
     from advantage.equations.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise
     from advantage.memory.goals import HerReplayBuffer
-    from advantage.models import ALGORITHMS, DDPG, DQN, PPO, SAC, TD3, TQC, CrossQ, DiscreteSAC
+    from advantage.models import A2C, ALGORITHMS, DDPG, DQN, PPO, REINFORCE, SAC, TD3, TQC, TRPO, CrossQ, DiscreteSAC
     from advantage.training.callbacks import BaseCallback, CallbackList
     from advantage.training.evaluation import evaluate_policy
     from advantage.training.ready_callbacks import (

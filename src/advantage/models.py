@@ -26,7 +26,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 import advantage
-from advantage.algorithms import crossq, ddpg, discrete_sac, dqn, ppo, sac, td3, tqc
+from advantage.algorithms import a2c, crossq, ddpg, discrete_sac, dqn, ppo, reinforce, sac, td3, tqc, trpo
 from advantage.algorithms.normalised import Normalised, normalised_agent
 from advantage.algorithms.recurrent import Recurrent
 from advantage.drivers.common import streams
@@ -1044,6 +1044,24 @@ class PPO(Model):
     algorithm, log_interval, log_episodes = ppo, 1, False
 
 
+class A2C(Model):
+    """Advantage actor-critic (Mnih et al., 2016): `A2C("MlpPolicy", env).learn(total_timesteps)`."""
+
+    algorithm, log_interval, log_episodes = a2c, 100, False
+
+
+class TRPO(Model):
+    """Trust region policy optimisation (Schulman et al., 2015): `TRPO("MlpPolicy", env).learn(total_timesteps)`."""
+
+    algorithm, log_interval, log_episodes = trpo, 1, False
+
+
+class REINFORCE(Model):
+    """The policy gradient with a baseline (Williams, 1992): `REINFORCE("MlpPolicy", env).learn(total_timesteps)`."""
+
+    algorithm, log_interval, log_episodes = reinforce, 1, False
+
+
 class SAC(Model):
     """Soft actor-critic (Haarnoja et al., 2018): `SAC("MlpPolicy", env).learn(total_timesteps)`."""
 
@@ -1081,7 +1099,7 @@ class CrossQ(Model):
 
 
 ALGORITHMS: dict[str, type[Model]] = {
-    face.__name__: face for face in (DQN, PPO, SAC, DiscreteSAC, TD3, DDPG, TQC, CrossQ)
+    face.__name__: face for face in (DQN, PPO, A2C, TRPO, REINFORCE, SAC, DiscreteSAC, TD3, DDPG, TQC, CrossQ)
 }
 
 

@@ -1,5 +1,6 @@
 """Distributions: against SciPy and SB3, samples against densities, masks, state-dependent noise."""
 
+import itertools
 from pathlib import Path
 
 import jax
@@ -172,3 +173,30 @@ def test_positive_exponential_joins_smoothly():
     close(positive_exponential(jnp.array([-1.0, 0.0, np.e - 1])), [np.exp(-1.0), 1.0, 2.0])
     close(slope(jnp.array([-1e-6, 0.0, 1e-6])), [1.0, 1.0, 1.0])
     assert np.isfinite(slope(jnp.array([-200.0, 200.0]))).all()
+
+
+@pytest.mark.parametrize("kind", ["categorical", "multi", "bernoulli", "gaussian"])
+def test_kl_is_the_mean_log_ratio(kind):
+    """By sums over all actions, or by a fine grid for the Gaussian; zero to itself, and not symmetric."""
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: jnp.asarray(1.5 * rng.normal(size=shape), jnp.float32)
+    if kind == "gaussian":
+        p, q = (Gaussian(draw(2), 0.2 * draw(2)) for _ in range(2))
+        axis = np.linspace(-12, 12, 1201, dtype=np.float32)
+        actions, cell = jnp.asarray(np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2)), (axis[1] - axis[0]) ** 2
+    else:
+        make = {
+            "categorical": lambda: Categorical(draw(4)),
+            "multi": lambda: MultiCategorical((Categorical(draw(2)), Categorical(draw(3)))),
+            "bernoulli": lambda: Bernoulli(draw(3)),
+        }[kind]
+        p, q, cell = make(), make(), 1.0
+        choices = {"categorical": [range(4)], "multi": [range(2), range(3)], "bernoulli": [range(2)] * 3}[kind]
+        actions = jnp.asarray(list(itertools.product(*choices)), jnp.int32)
+        actions = actions[:, 0] if kind == "categorical" else actions
+    many = lambda d: jax.tree.map(lambda x: jnp.broadcast_to(x, (len(actions), *x.shape)), d)
+    log_p, log_q = (np.asarray(many(d).log_prob(actions), np.float64) for d in (p, q))
+    expected = np.sum(np.exp(log_p) * (log_p - log_q)) * cell
+    np.testing.assert_allclose(p.kl(q), expected, rtol=2e-4)
+    np.testing.assert_allclose(p.kl(p), 0.0, atol=1e-6)
+    assert abs(float(p.kl(q)) - float(q.kl(p))) > 1e-3

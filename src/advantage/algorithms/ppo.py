@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from advantage.equations.distributions import Key
-from advantage.equations.noise import HeldNoise, due_noise, held_noise, state_dependent_noise
+from advantage.equations.noise import HeldNoise
 from advantage.equations.objectives import (
     clipped_surrogate,
     clipped_value,
@@ -20,14 +20,17 @@ from advantage.equations.objectives import (
     normalised,
     squared_error,
 )
-from advantage.equations.returns import Scalar, generalised_advantage
+from advantage.equations.returns import Scalar
 from advantage.equations.schedules import Schedule
 from advantage.equations.threefry import written_out
+from advantage.memory.rollout import estimates, flat_rows, padded, policy_actions, shuffled
 from advantage.networks import optimisers
 from advantage.networks.actor_critic import Actor, ActorCritic, Architecture, actor_critic
 from advantage.networks.mlp import Activation
 from advantage.networks.optimisers import Optimizer, adam_ppo, descend
-from advantage.types import NONFINITE, Chunk, Metrics, Observed, Spec, require, sanitise, successor_values
+from advantage.networks.sampling import act_sampling as act  # samples from the policy
+from advantage.networks.sampling import check_sde, fresh_network, sampling_carry
+from advantage.types import NONFINITE, Chunk, Metrics, Spec, require, sanitise
 from advantage.types import to_env as to_env  # a Gaussian's action is clipped to the bounds
 
 ACTION_SPACES = ("box", "discrete", "multi_discrete", "multi_binary")
@@ -123,8 +126,7 @@ class Config(eqx.Module):
                 f"batch_size={self.batch_size} is larger than the rollout of n_steps * n_envs = {rollout} rows:"
                 f" choose at most {rollout}, or raise n_steps"
             )
-        if self.use_sde and spec.action.kind != "box":
-            raise ValueError(f"use_sde=True needs a Box action space, not {spec.action.kind}: drop it")
+        check_sde(self, spec)
         if rollout % self.batch_size:
             return [
                 f"batch_size={self.batch_size} does not divide the rollout of {rollout} rows: the last"
@@ -145,49 +147,18 @@ class State(NamedTuple):
 def init(config: Config, spec: Spec, key: Key) -> State:
     """A fresh agent."""
     network_key, features_key, key = jax.random.split(key, 3)
-    extractor = config.features_extractor
-    network = config.network(
-        spec,
-        network_key,
-        net_arch=config.net_arch,
-        activation=config.activation_fn,
-        ortho_init=config.ortho_init,
-        log_std_init=config.log_std_init,
-        use_sde=config.use_sde,
-        full_std=config.full_std,
-        use_expln=config.use_expln,
-        features=None if extractor is None else extractor(spec.observation, features_key),
-    )
+    network = fresh_network(config, spec, network_key, features_key)
     return State(network, optimisers.init(config.optimizer, network), jnp.int32(0), key)
 
 
 def initial_carry(config: Config, spec: Spec, num_envs: int) -> tuple[()] | HeldNoise:
-    """No carry, or gSDE's noise, drawn at the first step."""
-    if not config.use_sde:
-        return ()
-    log_std = jax.eval_shape(lambda: init(config, spec, jax.random.PRNGKey(0))).network.actor.log_std
-    return held_noise(num_envs, log_std.shape[0], math.prod(spec.action.shape))
+    """No carry, or gSDE's noise."""
+    return sampling_carry(config, spec, num_envs, init)
 
 
 def actor(config: Config, state: State) -> Actor:
     """What acting needs: the policy without the value function."""
     return state.network.actor
-
-
-def act(
-    config: Config, actor: Actor, carry: Any, observed: Observed, key: Key, explore: bool
-) -> tuple[Array, Any]:
-    """Sample actions `[N, ...]`, or take the most likely ones."""
-    latent = actor.latent(observed.obs)
-    distribution = actor.distribution(latent, observed.action_mask)
-    shape = (latent.shape[0], *actor.space.shape)
-    if not explore:
-        return distribution.mode().reshape(shape), carry
-    if not config.use_sde:
-        return distribution.sample(key).reshape(shape), carry
-    due = due_noise(carry, config.sde_sample_freq, config.n_steps, None, observed.is_first)
-    noise, carry = state_dependent_noise(carry, latent, actor.std(), due, key)
-    return (distribution.mean + noise).reshape(shape), carry
 
 
 def schedules(config: Config) -> dict[str, Schedule]:
@@ -211,10 +182,10 @@ def update(config: Config, state: State, memory: Any, chunk: Chunk) -> tuple[Sta
     rows = prepare(config, state.network, chunk)
     key, order_key = jax.random.split(written_out(state.key))
     minibatches = shuffled(order_key, rows.weight, config.n_epochs, config.batch_size)
-    padded = jax.tree.map(lambda x: _pad(x, -x.shape[0] % config.batch_size), rows)
+    all_rows = padded(rows, config.batch_size)
 
     def minibatch(chosen: Int[Array, " B"]) -> Rows:
-        return jax.tree.map(lambda x: x[chosen], padded)
+        return jax.tree.map(lambda x: x[chosen], all_rows)
 
     going_on = jnp.any(chunk.valid)
     _, metrics = jax.eval_shape(lambda: config.loss(config, state.network, minibatch(minibatches[0])))
@@ -242,45 +213,14 @@ def _metrics(learner: Learner, state: State, rows: Rows) -> Metrics:
     return metrics
 
 
-def shuffled(key: Key, weight: Float[Array, " R"], n_epochs: int, batch_size: int) -> Int[Array, "M B"]:
-    """Row numbers of every minibatch: all rows in each epoch, in a random order, full minibatches first.
-
-    Rows of weight 0 come last, and then the padding of the last minibatch, numbers from R on.
-    """
-    count = weight.shape[0] + -weight.shape[0] % batch_size
-    drawn = jax.random.bits(key, (n_epochs * count,)).reshape(n_epochs, count) >> 1
-    drawn = jnp.where(_pad(weight, count - weight.shape[0])[None] > 0, drawn, jnp.uint32(0xFFFFFFFF))
-    index_bits = (count - 1).bit_length()
-    if index_bits > 15:  # too few bits would be left to draw: equal ones keep their order
-        return jnp.argsort(drawn, axis=1).reshape(-1, batch_size)
-    # A row's number rides in the low bits of what was drawn: numbers sort six times faster than pairs.
-    mask = jnp.uint32(2**index_bits - 1)
-    order = jnp.sort(drawn & ~mask | jnp.arange(count, dtype=jnp.uint32)[None], axis=1) & mask
-    return order.astype(jnp.int32).reshape(-1, batch_size)
-
-
 def prepare(config: Config, network: ActorCritic, chunk: Chunk) -> Rows:
     """Log-probabilities, values and advantages under the policy that acted, in one batched pass."""
-    value, next_value = successor_values(network.value, chunk)
-    latent = network.actor.latent(chunk.obs)
-    # Distributions hold an action's components along one axis, whatever the space's shape.
-    action = chunk.action.reshape(*chunk.valid.shape, -1) if chunk.action.ndim > 2 else chunk.action
-    log_prob = network.actor.distribution(latent, chunk.action_mask).log_prob(action)
-    # Nothing is known beyond the last valid row: what follows it counts for nothing but its own value.
-    ended = chunk.terminated | chunk.truncated | ~chunk.valid
-    value, next_value = jax.tree.map(lambda x: jnp.where(chunk.valid, x, 0.0), (value, next_value))
-    advantage = generalised_advantage(chunk.reward, value, next_value, ended, config.gamma, config.gae_lambda)
-    rows = Rows(
-        chunk.obs,
-        chunk.action_mask,
-        action,
-        log_prob,
-        value,
-        advantage,
-        advantage + value,
-        chunk.valid.astype(jnp.float32),
+    found = estimates(network.value, chunk, config.gamma, config.gae_lambda)
+    action, weight = policy_actions(chunk), chunk.valid.astype(jnp.float32)
+    log_prob = network.actor.distribution(network.actor.latent(chunk.obs), chunk.action_mask).log_prob(action)
+    return flat_rows(
+        Rows(chunk.obs, chunk.action_mask, action, log_prob, found.value, found.advantage, found.returns, weight)
     )
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows)
 
 
 def _gradient_step(config: Config, learner: Learner, rows: Rows) -> Learner:
@@ -298,6 +238,3 @@ def _gradient_step(config: Config, learner: Learner, rows: Rows) -> Learner:
     counted[NONFINITE] = (wanted & ~applied).astype(jnp.float32)
     return Learner(network, optimizer, going_on, count + applied, jax.tree.map(jnp.add, totals, counted))
 
-
-def _pad(x: Array, count: int) -> Array:
-    return jnp.concatenate([x, jnp.zeros((count, *x.shape[1:]), x.dtype)]) if count else x

@@ -1,7 +1,7 @@
-"""Distributions over actions, with the same methods: `log_prob(action)`, `entropy()`, `sample(key)`, `mode()`.
+"""Distributions over actions, with the same methods: `log_prob(action)`, `entropy()`, `sample(key)`, `mode()`, `kl(other)`.
 
 Batch axes lead, and an action of several components is one action: its log-probability is the sum over its
-components.
+components. `p.kl(q)` is `E_p[log p - log q]`, for two of one kind.
 """
 
 import equinox as eqx
@@ -35,6 +35,10 @@ class Categorical(eqx.Module):
     def mode(self) -> Int[Array, "*batch"]:
         return jnp.argmax(self.logits, axis=-1).astype(jnp.int32)
 
+    def kl(self, other: "Categorical") -> Float[Array, "*batch"]:
+        log_probs = jax.nn.log_softmax(self.logits)
+        return jnp.sum(jnp.exp(log_probs) * (log_probs - jax.nn.log_softmax(other.logits)), axis=-1)
+
 
 class MultiCategorical(eqx.Module):
     """Several independent choices, each among its own number."""
@@ -54,6 +58,10 @@ class MultiCategorical(eqx.Module):
 
     def mode(self) -> Int[Array, "*batch M"]:
         return jnp.stack([part.mode() for part in self.parts], axis=-1)
+
+    def kl(self, other: "MultiCategorical") -> Float[Array, "*batch"]:
+        terms = [ours.kl(theirs) for ours, theirs in zip(self.parts, other.parts, strict=True)]
+        return jnp.sum(jnp.stack(terms), axis=0)
 
 
 class Bernoulli(eqx.Module):
@@ -76,6 +84,12 @@ class Bernoulli(eqx.Module):
     def mode(self) -> Int[Array, "*batch M"]:
         return (self.logits > 0).astype(jnp.int8)
 
+    def kl(self, other: "Bernoulli") -> Float[Array, "*batch"]:
+        yes = jax.nn.log_sigmoid(self.logits) - jax.nn.log_sigmoid(other.logits)
+        no = jax.nn.log_sigmoid(-self.logits) - jax.nn.log_sigmoid(-other.logits)
+        p = jax.nn.sigmoid(self.logits)
+        return jnp.sum(p * yes + (1 - p) * no, axis=-1)
+
 
 class Gaussian(eqx.Module):
     """Independent normal components."""
@@ -95,6 +109,11 @@ class Gaussian(eqx.Module):
 
     def mode(self) -> Float[Array, "*batch D"]:
         return self.mean
+
+    def kl(self, other: "Gaussian") -> Float[Array, "*batch"]:
+        apart = (self.mean - other.mean) * jnp.exp(-other.log_std)
+        ratio = self.log_std - other.log_std
+        return jnp.sum(0.5 * (jnp.exp(2 * ratio) + jnp.square(apart) - 1.0) - ratio, axis=-1)
 
 
 Distribution = Categorical | MultiCategorical | Bernoulli | Gaussian

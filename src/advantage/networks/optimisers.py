@@ -19,6 +19,7 @@ KNOWN = {
     "adam": (optax.adam, {"eps": 1e-8}),
     "adamw": (optax.adamw, {"weight_decay": 1e-2}),
     "rmsprop": (optax.rmsprop, {"decay": 0.99, "eps": 1e-8, "eps_in_sqrt": False}),
+    "rmsproptflike": (optax.rmsprop, {"decay": 0.99, "eps": 1e-8, "initial_scale": 1.0}),
     "sgd": (optax.sgd, {}),
 }
 TORCH_WORDS = {"alpha": "decay"}
@@ -37,6 +38,15 @@ def adam_ppo(learning_rate: Scalar) -> optax.GradientTransformation:
 def adam_crossq(learning_rate: Scalar) -> optax.GradientTransformation:
     """Adam that forgets gradients' means sooner, as CrossQ does (Bhatt et al., 2024; https://arxiv.org/abs/1902.05605)."""
     return optax.adam(learning_rate, b1=0.5, eps=1e-8)
+
+
+@functools.cache  # one function for each epsilon: programs are compiled for it
+def rmsprop_tf(eps: float) -> Optimizer:
+    """RMSProp as in TensorFlow, which A2C was tuned with: epsilon under the root, and a mean square that begins at 1.
+
+    Hinton (2012), http://www.cs.toronto.edu/~tijmen/csc321/slides/lecture_slides_lec6.pdf; SB3's `RMSpropTFLike`.
+    """
+    return functools.partial(optax.rmsprop, decay=0.99, eps=eps, initial_scale=1.0)
 
 
 @functools.cache

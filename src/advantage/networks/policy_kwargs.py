@@ -155,7 +155,7 @@ def activation(function: Any) -> Activation:
 
 
 def _optimizer(optimizer: Any, options: Mapping[str, Any]) -> optimisers.Optimizer:
-    if isinstance(optimizer, str) or getattr(optimizer, "__module__", "").startswith("torch."):
+    if isinstance(optimizer, str) or getattr(optimizer, "__module__", "").startswith(("torch.", "stable_baselines3.")):
         name = optimizer if isinstance(optimizer, str) else optimizer.__name__
         return optimisers.named(name.lower(), tuple(sorted(options.items())))
     if not callable(optimizer):
