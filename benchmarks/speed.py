@@ -2,6 +2,7 @@
 
     python benchmarks/speed.py                          # all jobs, three rounds: about 15 minutes
     python benchmarks/speed.py --suite continuous       # off-policy continuous control: about 20 minutes
+    python benchmarks/speed.py --suite policy           # policy gradients: about 10 minutes
     python benchmarks/speed.py --job ppo-gym --rounds 1 # one job; its results go to .bench/
 
 Peers cannot live in our environment: they get their own under `.bench/` on first use, unless told where they

@@ -22,11 +22,13 @@ import safetensors.numpy
 import advantage
 from advantage import (
     ALGORITHMS,
+    A2C,
     DDPG,
     DQN,
     PPO,
     SAC,
     TD3,
+    TRPO,
     Linear,
     NormalActionNoise,
     OrnsteinUhlenbeckActionNoise,
@@ -149,7 +151,7 @@ def test_sb3s_getting_started():
 # -- signatures -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("face", [*FACES, *CONTINUOUS])
+@pytest.mark.parametrize("face", [*FACES, *CONTINUOUS, A2C, TRPO])
 def test_signature_has_sb3s_names_order_and_defaults(face):
     """Every argument of SB3's constructor is there, in its order and with its default."""
     theirs = SIGNATURES[face.__name__]
@@ -916,7 +918,7 @@ def test_small_things_that_users_read(trained):
     assert jax.tree.leaves(model.policy.parameters)
     assert model.device.platform == "cpu"
     assert model.get_vec_normalize_env() is None
-    assert set(ALGORITHMS) == {"DQN", "PPO", "SAC", "DiscreteSAC", "TD3", "DDPG", "TQC", "CrossQ"}
+    assert set(ALGORITHMS) == {"DQN", "PPO", "A2C", "TRPO", "REINFORCE", "SAC", "DiscreteSAC", "TD3", "DDPG", "TQC", "CrossQ"}
     with pytest.raises(AttributeError, match="no_such_thing"):
         model.no_such_thing  # noqa: B018
     assert not hasattr(PPO("MlpPolicy"), "exploration_rate")

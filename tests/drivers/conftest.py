@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from advantage.algorithms import crossq, ddpg, discrete_sac, dqn, ppo, sac, td3, tqc
+from advantage.algorithms import a2c, crossq, ddpg, discrete_sac, dqn, ppo, reinforce, sac, td3, tqc, trpo
 from advantage.drivers.common import streams
 from advantage.envs.jax import Transition, reset_envs, step_envs
 from advantage.envs.vec_env import DummyVecEnv
@@ -244,6 +244,7 @@ def same(ours, theirs):
 def toys():
     """What this file defines."""
     learners = {"ppo": ppo, "dqn": dqn, "sac": sac, "td3": td3, "ddpg": ddpg, "discrete_sac": discrete_sac, "tqc": tqc, "crossq": crossq}
+    learners |= {"a2c": a2c, "trpo": trpo, "reinforce": reinforce}
     agents = {name: agent_of(algorithm) for name, algorithm in learners.items()}
     agents["recorder"] = Agent(Recorder, Recorder.update, empty_chunk)
     agents |= {"BaseCallback": BaseCallback, "DummyVecEnv": DummyVecEnv}

@@ -1,12 +1,13 @@
 """The same algorithm file runs under both drivers: one JAX environment gives the same updates in each."""
 
 import dataclasses
+import itertools
 
 import jax
 import numpy as np
 import pytest
 
-from advantage.algorithms import crossq, ddpg, dqn, ppo, sac, td3, tqc
+from advantage.algorithms import a2c, crossq, ddpg, dqn, ppo, reinforce, sac, td3, tqc, trpo
 from advantage.drivers.fused import FusedDriver
 from advantage.drivers.host import HostDriver
 from advantage.envs.jax import make_jax
@@ -21,6 +22,11 @@ DQN = dqn.Config(
     learning_rate=3e-3, buffer_size=200, learning_starts=8, batch_size=8, train_freq=8, gradient_steps=2,
     target_update_interval=16, net_arch=(8,), exploration_fraction=0.9, n_steps=2,
 )  # fmt: skip
+SMALL = {"learning_rate": 3e-3, "net_arch": ppo.Architecture((), (8,), (8,))}
+CONFIGS = {
+    "ppo": PPO, "dqn": DQN, "a2c": a2c.Config(n_steps=5, **SMALL), "reinforce": reinforce.Config(train_freq=8, **SMALL),
+    "trpo": trpo.Config(n_steps=16, batch_size=16, n_critic_updates=2, target_kl=0.1, **SMALL),
+}  # fmt: skip
 
 REPLAY = {
     "learning_rate": 3e-3, "buffer_size": 200, "learning_starts": 8, "batch_size": 8, "train_freq": 8,
@@ -52,11 +58,16 @@ def assert_close(a, b):
         np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("id", ["advantage/CartPole-v1", "advantage/ProbeEndings-v0"])
-@pytest.mark.parametrize("name", ["ppo", "dqn"])
+@pytest.mark.parametrize(
+    ("name", "id"),
+    [
+        *itertools.product(["ppo", "dqn"], ["advantage/CartPole-v1", "advantage/ProbeEndings-v0"]),
+        *itertools.product(["a2c", "trpo", "reinforce"], ["advantage/ProbeEndings-v0"]),
+    ],
+)
 def test_three_updates_agree(toys, id, name):
     """Network, optimiser, counters and key are equal to 1e-5 after three updates, schedules included."""
-    config = {"ppo": PPO, "dqn": DQN}[name]
+    config = CONFIGS[name]
     schedules = {"learning_rate": Linear(3e-3), **getattr(toys, name).algorithm.schedules(config)}
     total = 3 * config.steps_per_update * 2
     host, fused = both(toys, make_jax(id), getattr(toys, name), config, schedules, total)

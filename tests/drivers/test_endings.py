@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from advantage import DQN, make_vec_env
-from advantage.algorithms import crossq, ddpg, discrete_sac, dqn, ppo, sac, td3, tqc
+from advantage.algorithms import a2c, crossq, ddpg, discrete_sac, dqn, ppo, reinforce, sac, td3, tqc, trpo
 from advantage.drivers.fused import FusedDriver
 from advantage.drivers.host import HostDriver
 from advantage.envs.probes import Endings, TimeLimitLoop
@@ -30,11 +30,15 @@ REPLAY = {
     "gradient_steps": 8, "gamma": GAMMA,
 }  # fmt: skip
 TARGETS = {"tau": 0.3, "n_steps": 2, "net_arch": Widths((4,), ())}
+ON_POLICY = {"gamma": GAMMA, "net_arch": ppo.Architecture()}
 LEARNERS = {
     "ppo": ppo.Config(
         n_steps=32, batch_size=32, n_epochs=8, learning_rate=0.03, gamma=GAMMA, gae_lambda=0.9, max_grad_norm=10.0,
         net_arch=ppo.Architecture(),
     ),
+    "a2c": a2c.Config(n_steps=8, learning_rate=0.03, use_rms_prop=False, max_grad_norm=10.0, **ON_POLICY),
+    "trpo": trpo.Config(n_steps=32, batch_size=32, learning_rate=0.03, **ON_POLICY),
+    "reinforce": reinforce.Config(train_freq=8, learning_rate=0.03, max_grad_norm=10.0, **ON_POLICY),
     "dqn": dqn.Config(target_update_interval=64, net_arch=(), n_steps=2, **REPLAY),
     "sac": sac.Config(ent_coef=0.0, **TARGETS, **REPLAY),  # entropy would add to the values
     "td3": td3.Config(**TARGETS, **REPLAY),
@@ -44,7 +48,8 @@ LEARNERS = {
     "crossq": crossq.Config(ent_coef=0.0, n_steps=2, net_arch=Widths((4,), (16,)), **REPLAY),
 }  # fmt: skip
 CONTINUOUS = ["sac", "td3", "ddpg", "tqc", "crossq"]
-STEPS = dict.fromkeys(LEARNERS, 1600) | {"ppo": 64 * 20}
+POLICY = ["ppo", "a2c", "trpo", "reinforce"]
+STEPS = dict.fromkeys(LEARNERS, 1600) | {"ppo": 64 * 20, "a2c": 4000, "trpo": 64 * 40, "reinforce": 4000}
 ZEROS = {"learning_rate": lambda left: 0.03 * left}  # the noise of the last updates averages out
 
 
@@ -204,13 +209,13 @@ def learned(driver, name, seed, obs=None):
         return np.asarray(values.mean(axis=(0, 2)) if name == "tqc" else values.mean(axis=0))
     if name == "discrete_sac":
         return np.asarray(chosen(state.critics(obs).mean(axis=0), state.actor(obs).mode()))
-    return np.asarray(state.network.value(obs) if name == "ppo" else state.network(obs).mean(axis=-1))
+    return np.asarray(state.network.value(obs) if name in POLICY else state.network(obs).mean(axis=-1))
 
 
 LEARNED = [
     *itertools.product([*((kind, 3) for kind in KINDS), ("sync", 1)], ["ppo", "dqn"]),
     *(((kind, 3), "sac") for kind in KINDS),
-    *itertools.product([("sync", 1), ("jax", 3)], ["td3", "ddpg", "discrete_sac", "tqc", "crossq"]),
+    *itertools.product([("sync", 1), ("jax", 3)], ["td3", "ddpg", "discrete_sac", "tqc", "crossq", "a2c", "trpo", "reinforce"]),
 ]
 
 
@@ -284,7 +289,7 @@ def chunk_with_garbage(config, garbage, continuous=False):
 def test_garbage_in_invalid_rows_changes_no_bit(toys, name):
     """NaN, infinities and illegal actions in rows that do not count reach nothing; none valid: the identity."""
     agent, config, continuous = getattr(toys, name), LEARNERS[name], name in CONTINUOUS
-    if name != "ppo":
+    if name not in POLICY:
         config = dataclasses.replace(config, buffer_size=40, learning_starts=0, batch_size=8, gradient_steps=3)
     spec = Endings(continuous).spec
     state = agent.algorithm.init(config, spec, jax.random.PRNGKey(0))

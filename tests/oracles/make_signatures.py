@@ -7,7 +7,11 @@ import inspect
 import json
 from pathlib import Path
 
+import sb3_contrib
 import stable_baselines3
+
+
+NAMES = ("DQN", "PPO", "A2C", "SAC", "TD3", "DDPG")
 
 
 def described(default: object) -> object:
@@ -16,11 +20,11 @@ def described(default: object) -> object:
 
 
 faces = {
-    name: {
+    face.__name__: {
         parameter.name: described(parameter.default)
-        for parameter in inspect.signature(getattr(stable_baselines3, name)).parameters.values()
+        for parameter in inspect.signature(face).parameters.values()
     }
-    for name in ("DQN", "PPO", "SAC", "TD3", "DDPG")
+    for face in (*(getattr(stable_baselines3, name) for name in NAMES), sb3_contrib.TRPO)
 }
 target = Path(__file__).with_name("sb3_signatures.json")
 target.write_text(json.dumps({"version": stable_baselines3.__version__, **faces}, indent=1) + "\n", encoding="utf-8")

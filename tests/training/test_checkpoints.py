@@ -12,16 +12,19 @@ import numpy as np
 import pytest
 
 from advantage import (
+    A2C,
     DDPG,
-    TQC,
-    CrossQ,
-    DiscreteSAC,
     DQN,
     PPO,
+    REINFORCE,
     SAC,
     TD3,
+    TQC,
+    TRPO,
     BaseCallback,
     CheckpointCallback,
+    CrossQ,
+    DiscreteSAC,
     EvalCallback,
     EveryNTimesteps,
     OrnsteinUhlenbeckActionNoise,
@@ -118,6 +121,9 @@ RUNS = {
     "DDPG, 2 seeds": (DDPG, "test/Wandering-v0", {**CONTROL, "n_envs": 2, "seeds": 2, "updates_per_step": 0.3}, 100, 54),
     "DiscreteSAC, mid-chunk": (DiscreteSAC, "CartPole-v1", CONTROL, 100, 53),
     "TQC, gSDE": (TQC, "test/Wandering-v0", {**CONTROL, "use_sde": True}, 100, 53),
+    "A2C, gSDE, mid-chunk": (A2C, "Pendulum-v1", {**NET, "use_sde": True, "n_steps": 8}, 64, 27),
+    "TRPO, JAX, 2 seeds": (TRPO, "advantage/CartPole-v1", {**NET, "n_steps": 16, "batch_size": 16, "seeds": 2}, 64, 32),
+    "REINFORCE, whole episodes": (REINFORCE, "CartPole-v1", {**NET, "train_freq": (2, "episode")}, 200, 101),
     "CrossQ, JAX, 2 seeds": (CrossQ, "advantage/Pendulum-v1", {**CONTROL, "seeds": 2}, 96, 48),
 }  # fmt: skip
 
