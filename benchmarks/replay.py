@@ -1,0 +1,123 @@
+"""What priorities cost: a draw from a memory of a million rows, uniform against prioritised.
+
+    python benchmarks/replay.py           # results/replay.json and .md; two minutes
+
+One core. A round is a compiled loop of draws, as an update of many gradient steps has: a batch is drawn, all that it
+holds is read, and (prioritised) its rows get new priorities. Beside it the same with DQN's gradient step. Rounds of
+both kinds take turns; medians.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+if hasattr(os, "sched_setaffinity"):
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+
+import advantage.platform  # noqa: E402, F401  (JAX's settings, before its backend)
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+
+from advantage.algorithms import dqn  # noqa: E402
+from advantage.memory.prioritised import PrioritizedReplayBuffer  # noqa: E402
+from advantage.memory.replayed import kind_of  # noqa: E402
+from advantage.types import Space, Spec  # noqa: E402
+
+ROWS, ROUNDS, DRAWS = 1_000_000, 9, 500
+SPEC = Spec(Space("box", (4,), low=-np.inf, high=np.inf), Space("discrete", (), "int32", n=(2,), start=(0,)))
+KINDS = {"uniform": None, "prioritised": PrioritizedReplayBuffer()}
+BATCHES = (32, 256)
+
+
+def main() -> None:
+    """Measure in turns, write and print."""
+    loops = {
+        (what, batch, name): loop(name, batch, what == "gradient step")
+        for what in ("draw", "gradient step") for batch in BATCHES for name in KINDS
+    }  # fmt: skip
+    seconds: dict[tuple[str, int, str], list[float]] = {key: [] for key in loops}
+    for _ in range(ROUNDS):
+        for key, run in loops.items():
+            began = time.perf_counter()
+            run()
+            seconds[key].append((time.perf_counter() - began) / DRAWS)
+    rows = []
+    for what in ("draw", "gradient step"):
+        for batch in BATCHES:
+            micros = {name: 1e6 * statistics.median(seconds[what, batch, name]) for name in KINDS}
+            rows.append({"what": what, "batch": batch, **micros, "ratio": micros["prioritised"] / micros["uniform"]})
+    write(rows)
+
+
+def filled(name: str) -> object:
+    """A full memory of random rows, with priorities of all sizes."""
+    kind, rng = kind_of(KINDS[name]), np.random.default_rng(0)
+    rows, priorities = kind.split(kind.init(SPEC, 1, ROWS))
+    obs, next_obs = rng.normal(size=(2, ROWS, 4)).astype(np.float32)
+    rows = rows._replace(
+        obs=jnp.asarray(obs), next_obs=jnp.asarray(next_obs), reward=jnp.asarray(rng.normal(size=ROWS), jnp.float32),
+        size=jnp.array([ROWS], jnp.int32),
+    )  # fmt: skip
+    errors = jnp.asarray(np.exp(rng.normal(size=ROWS)), jnp.float32)
+    return rows, kind.reprioritise(priorities, jnp.arange(ROWS, dtype=jnp.int32), errors, jnp.asarray(True))
+
+
+def loop(name: str, batch_size: int, learning: bool) -> Callable[[], object]:
+    """`DRAWS` draws from a full memory, compiled and run once."""
+    kind, config = kind_of(KINDS[name]), dqn.Config(batch_size=batch_size, replay_beta=0.5)
+    rows, priorities = filled(name)
+    state = jax.jit(lambda key: dqn.init(config, SPEC, key))(jax.random.PRNGKey(0))
+
+    def step(k, carry, rows):
+        state, priorities, total = carry
+        batch, row = kind.sample(config, kind.join(rows, priorities), jax.random.fold_in(state.key, k))
+        if learning:
+            state, _, errors = dqn.learn(config, state, batch)
+        else:
+            # All is read, and the errors depend on it.
+            errors = sum(jnp.sum(jnp.abs(x).reshape(batch_size, -1), axis=1) for x in jax.tree.leaves(batch))
+        priorities = kind.reprioritise(priorities, row, errors, jnp.asarray(True))
+        return state, priorities, total + jnp.sum(errors)
+
+    program = jax.jit(
+        lambda carry, rows: jax.lax.fori_loop(0, DRAWS, lambda k, carry: step(k, carry, rows), carry), donate_argnums=0
+    )
+    held = [(state, priorities, jnp.float32(0.0))]
+
+    def run() -> None:
+        held[0] = jax.block_until_ready(program(held[0], rows))
+
+    run()
+    return run
+
+
+def write(rows: list[dict[str, object]]) -> None:
+    """`results/replay.json` and `.md`; the page is printed too."""
+    machine = {"cores": os.cpu_count(), "machine": platform.machine(), "jax": importlib.metadata.version("jax")}
+    folder = ROOT / "benchmarks" / "results"
+    (folder / "replay.json").write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
+    lines = [
+        "# What priorities cost", "",
+        f"`python benchmarks/replay.py`: medians of {ROUNDS} rounds of {DRAWS} draws, one core, JAX {machine['jax']}; a memory of",
+        f"{ROWS:,} rows of 4 numbers. A draw reads its batch and gives its rows new priorities; a gradient step is DQN's",
+        "(2 x 64), with its draw.", "",
+        "| | batch | uniform | prioritised | ratio |", "| --- | ---: | ---: | ---: | ---: |",
+        *(f"| {row['what']} | {row['batch']} | {row['uniform']:.1f} us | {row['prioritised']:.1f} us |"
+          f" {row['ratio']:.2f} |" for row in rows), "",
+    ]  # fmt: skip
+    text = "\n".join(lines)
+    (folder / "replay.md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
