@@ -131,11 +131,14 @@ def with_shares(
     at = jnp.where(kept, node, nodes)  # out of range: dropped
     # First cleared, then the greatest: in whatever order a row's two shares are written.
     tree = tree.at[at].set(0.0, mode="drop").at[at].max(share, mode="drop")
-    for _ in range(_depth(tree)):
-        node = node // 2
+
+    def up(_: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        tree, node = carry[0], carry[1] // 2
         at = jnp.where(kept, node, nodes)
-        tree = tree.at[at].set(tree[2 * node] + tree[2 * node + 1], mode="drop")
-    return tree
+        return tree.at[at].set(tree[2 * node] + tree[2 * node + 1], mode="drop"), node
+
+    # A loop: written out, the levels compile for ten seconds and are no faster.
+    return jax.lax.fori_loop(0, _depth(tree), up, (tree, node))[0]
 
 
 def drawn_rows(tree: Float[Array, " nodes"], key: Key, batch_size: int) -> Int[Array, " B"]:
@@ -146,13 +149,15 @@ def drawn_rows(tree: Float[Array, " nodes"], key: Key, batch_size: int) -> Int[A
     part = tree[1] / batch_size
     base = part * jnp.arange(batch_size, dtype=jnp.float32)
     offset = part * jax.random.uniform(key, (batch_size,))
-    node = jnp.ones(batch_size, jnp.int32)
-    for _ in range(_depth(tree)):
+
+    def down(_: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        node, base = carry
         rest = base - tree[2 * node]
         # Never to where nothing is, however sums were rounded.
         right = (rest + offset >= 0) & (tree[2 * node + 1] > 0)
-        base = jnp.where(right, rest, base)
-        node = 2 * node + right.astype(jnp.int32)
+        return 2 * node + right.astype(jnp.int32), jnp.where(right, rest, base)
+
+    node, _ = jax.lax.fori_loop(0, _depth(tree), down, (jnp.ones(batch_size, jnp.int32), base))
     return node - tree.shape[0] // 2
 
 
