@@ -99,12 +99,14 @@ def sample(
     """
     tree = memory.priorities.tree
     row = drawn_rows(tree, key, batch_size)
-    share = jnp.maximum(tree[tree.shape[0] // 2 + row], LEAST)
+    log_share = jnp.log(jnp.maximum(tree[tree.shape[0] // 2 + row], LEAST))
+    weight = jnp.exp(beta * (jnp.min(log_share) - log_share))
     capacity = memory.rows.reward.shape[0] // memory.rows.head.shape[0]
-    env, slot = row // capacity, row % capacity
-    age = (memory.rows.head[env] - 1 - slot) % capacity
-    batch = uniform.transitions(memory.rows, env, age, n_steps, gamma)
-    return batch._replace(weight=jnp.power(share / jnp.min(share), -beta)), row
+    # Rows are never negative: plain division, which takes half the time of Python's.
+    env = jax.lax.div(row, jnp.int32(capacity))
+    age = memory.rows.head[env] - 1 - (row - env * capacity)
+    age = jnp.where(age < 0, age + capacity, age)
+    return uniform.transitions(memory.rows, env, age, n_steps, gamma)._replace(weight=weight), row
 
 
 def reprioritise(
