@@ -93,7 +93,7 @@ FACE_OPTIONS: dict[str, Any] = {
 }
 # What faces of algorithms with a replay memory take besides, with what `help` says; all are None by default.
 REPLAY_OPTIONS = {
-    "replay_buffer_class": "PrioritizedReplayBuffer draws what surprised most, HerReplayBuffer relabels goals in hindsight; None: neither",
+    "replay_buffer_class": "HerReplayBuffer relabels goals in hindsight, PrioritizedReplayBuffer draws what surprised most; None: neither",
     "replay_buffer_kwargs": "the settings of replay_buffer_class",
 }
 STORED_OPTIONS = ("seed", "verbose", "stats_window_size", "n_envs", "vec_env")

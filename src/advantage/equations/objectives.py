@@ -53,10 +53,7 @@ def td_target(
 
 
 def td_errors(values: Float[Array, "C B"], target: Float[Array, " B"]) -> Float[Array, " B"]:
-    """`|Q_i(s, a) - target|`, a mean over C critics: priorities (Schaul et al., 2016, section 3.3).
-
-    https://arxiv.org/abs/1511.05952
-    """
+    """`|Q_i(s, a) - target|`, a mean over C critics: priorities (Schaul et al., 2016, https://arxiv.org/abs/1511.05952)."""
     return jnp.mean(jnp.abs(values - target[None]), axis=0)
 
 
