@@ -25,6 +25,7 @@ _HOME = {
     "NormalActionNoise": "advantage.equations.noise",
     "OrnsteinUhlenbeckActionNoise": "advantage.equations.noise",
     "HerReplayBuffer": "advantage.memory.goals",
+    "PrioritizedReplayBuffer": "advantage.memory.prioritised",
     "ALGORITHMS": "advantage.models",
     "DummyVecEnv": "advantage.envs.vec_env",
     "SubprocVecEnv": "advantage.envs.subproc",
@@ -85,6 +86,7 @@ if TYPE_CHECKING:
     from advantage.experiments.suggest import suggest
     from advantage.equations.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise
     from advantage.memory.goals import HerReplayBuffer
+    from advantage.memory.prioritised import PrioritizedReplayBuffer
     from advantage.models import A2C, ALGORITHMS, DDPG, DQN, PPO, REINFORCE, SAC, TD3, TQC, TRPO, CrossQ, DiscreteSAC
     from advantage.training.callbacks import BaseCallback, CallbackList
     from advantage.training.evaluation import evaluate_policy

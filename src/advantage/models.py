@@ -42,10 +42,11 @@ from advantage.envs.running import is_normalised
 from advantage.envs.vec_env import DummyVecEnv, known_kind
 from advantage.envs.vector import HostEnvs, to_rows
 from advantage.equations.schedules import Linear, Schedule
-from advantage.memory import sequences
-from advantage.memory.goals import HerReplayBuffer, Hindsight, hindsight_settings
-from advantage.memory.replayed import drawn, init_memory, replayed_update
-from advantage.memory.uniform import push
+from advantage.memory.goals import HerReplayBuffer, Hindsight
+from advantage.memory.prioritised import PrioritizedReplayBuffer
+from advantage.memory.replayed import WINDOWS, kind_of, with_memory
+from advantage.memory.sequences import check_windows
+from advantage.memory.settings import replay_settings
 from advantage.networks.policy_kwargs import network_fields
 from advantage.networks.recurrent import Recurrence
 from advantage.platform import room_on
@@ -95,7 +96,7 @@ FACE_OPTIONS: dict[str, Any] = {
 }
 # What faces of algorithms with a replay memory take besides, with what `help` says; all are None by default.
 REPLAY_OPTIONS = {
-    "replay_buffer_class": "HerReplayBuffer relabels goals in hindsight; None: nothing is relabelled",
+    "replay_buffer_class": "HerReplayBuffer relabels goals in hindsight, PrioritizedReplayBuffer draws what surprised most; None: neither",
     "replay_buffer_kwargs": "the settings of replay_buffer_class",
 }
 STORED_OPTIONS = ("seed", "verbose", "stats_window_size", "n_envs", "vec_env")
@@ -103,28 +104,27 @@ STORED_OPTIONS = ("seed", "verbose", "stats_window_size", "n_envs", "vec_env")
 HIDDEN_FIELDS = {
     "net_arch", "activation_fn", "ortho_init", "log_std_init", "full_std", "use_expln",
     "features_extractor", "exploration_rate", "n_critics", "clip_mean", "n_quantiles",
-    "batch_norm_momentum", "batch_norm_eps", "renorm_warmup_steps",
+    "batch_norm_momentum", "batch_norm_eps", "renorm_warmup_steps", "replay_beta",
     "block", "layer_norm", "dropout_rate", "recurrence",
 }  # fmt: skip
 
 
 @functools.cache  # programs are compiled for an agent: one object for each algorithm
-def agent_of(algorithm: Any) -> Agent:
-    """An algorithm with its update and its memory."""
+def agent_of(algorithm: Any, prioritised: PrioritizedReplayBuffer | None = None) -> Agent:
+    """An algorithm with its update and its memory, which may be `prioritised`."""
     inner = algorithm.algorithm if isinstance(algorithm, Normalised) else algorithm
-    if isinstance(inner, Recurrent):
-        update = replayed_update(algorithm, sequences.remember, sequences.drawn)
-        agent = Agent(algorithm, update, sequences.init_memory, sequences.drawn)
-    elif hasattr(algorithm, "learn"):
-        agent = Agent(algorithm, replayed_update(algorithm), init_memory, drawn, push)
+    if hasattr(algorithm, "learn"):
+        agent = with_memory(algorithm, WINDOWS if isinstance(inner, Recurrent) else kind_of(prioritised))
     else:
         agent = Agent(algorithm, algorithm.update, _no_memory)
     return normalised_agent(agent) if isinstance(algorithm, Normalised) else agent
 
 
-def replay_bytes(algorithm: Any, config: Any, spec: Spec, num_envs: int) -> int:
+def replay_bytes(
+    algorithm: Any, config: Any, spec: Spec, num_envs: int, prioritised: PrioritizedReplayBuffer | None = None
+) -> int:
     """Bytes of one seed's replay memory, which is not allocated for it; 0 where nothing is remembered."""
-    make = agent_of(algorithm).init_memory
+    make = agent_of(algorithm, prioritised).init_memory
     arrays = jax.eval_shape(lambda: make(config, spec, num_envs))
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(arrays))
 
@@ -143,6 +143,7 @@ class Model:
     def __init__(self, policy: str, env: Any = None, *args: Any, **kwargs: Any):
         options, fields = self._arguments(args, kwargs)
         reserve_threads(env)
+        replay = replay_settings(*(options[name] for name in REPLAY_OPTIONS))
         self._set(
             policy=_known_policy(policy, type(self)), verbose=options["verbose"], tensorboard_log=options["tensorboard_log"],
             policy_kwargs=dict(options["policy_kwargs"] or {}), stats_window_size=options["stats_window_size"],
@@ -153,7 +154,8 @@ class Model:
             vec_env=known_kind(options["vec_env"]), _env_plain=True,
             algorithm=composed(Recurrent(self.algorithm) if _remembers(policy) else self.algorithm, options["normalize"]),
             **{name: options[name] for name in REPLAY_OPTIONS},
-            _hindsight=hindsight_settings(*(options[name] for name in REPLAY_OPTIONS)),
+            _hindsight=replay if isinstance(replay, HerReplayBuffer) else None,
+            _prioritised=replay if isinstance(replay, PrioritizedReplayBuffer) else None,
         )  # fmt: skip
         self._set(_config=None, _schedules={})
         fields = {**_recurrence(policy), **network_fields(self.algorithm.Config, self.policy_kwargs), **fields}
@@ -220,7 +222,7 @@ class Model:
             log_interval = resumed["plan"]["log_interval"] if resumed else self.log_interval
         run = Run(
             self, self._driver, self._config, self._active_schedules(), self.num_timesteps, self.num_timesteps + steps,
-            as_callback(callback), self._logger, log_interval, self.log_episodes, self.algorithm.LOGGED,
+            as_callback(callback), self._logger, log_interval, self.log_episodes, self._logged(),
             LiveProgress(steps, f"{type(self).__name__} {self._env_name()}", progress_bar), name, checkpoints, resumed,
         )  # fmt: skip
         self._set(_stop=run.stop, _run=run, _run_id=run_id)
@@ -322,8 +324,7 @@ class Model:
         schedules = {name: describe_schedule(s) if known[name] else "function" for name, s in self._schedules.items()}
         own = {"algorithm": type(self).__name__, "env": self._env_name(), "n_envs": self._driver.num_envs}
         own |= {"seeds": self.num_seeds, "seed": self.seed, "normalize": self.normalize}
-        if self._hindsight is not None:
-            own |= {"hindsight": dataclasses.asdict(self._hindsight)}
+        own |= {name: kept for name, kept in self._replay().items() if kept is not None}
         return own | plain | labels | schedules
 
     def _env_name(self) -> str:
@@ -447,8 +448,13 @@ class Model:
             "counters": {"num_timesteps": self.num_timesteps, "stop": self._stop, "seeds": self.num_seeds},
             "options": {name: getattr(self, name) for name in STORED_OPTIONS},
             "normalize": self.normalize,
-            "hindsight": None if self._hindsight is None else dataclasses.asdict(self._hindsight),
+            **self._replay(),
         }
+
+    def _replay(self) -> dict[str, dict[str, Any] | None]:
+        """What a file says of the replay memory; None: it is not of that kind."""
+        kinds = {"hindsight": self._hindsight, "prioritised": self._prioritised}
+        return {name: None if one is None else dataclasses.asdict(one) for name, one in kinds.items()}
 
     @classmethod
     def load(cls, path: Target, env: Any = None, device: str = "auto", **overrides: Any) -> Model:
@@ -494,8 +500,9 @@ class Model:
         if any(x.shape[:1] != (seeds,) for x in arrays.values()):
             raise NotAModel(f"the file holds arrays of another number of seeds than {seeds}: it is damaged")
         options = {k: stored_options[k] for k in STORED_OPTIONS if k in stored_options} | options
-        kept = header.get("hindsight")
-        replay = {} if kept is None else {"replay_buffer_class": HerReplayBuffer, "replay_buffer_kwargs": kept}
+        kinds = {"hindsight": HerReplayBuffer, "prioritised": PrioritizedReplayBuffer}
+        kept = {kind: header[name] for name, kind in kinds.items() if header.get(name) is not None}
+        replay = dict(zip(REPLAY_OPTIONS, *kept.items(), strict=True)) if kept else {}
         model = cls(header["policy"], None, seeds=seeds, normalize=header.get("normalize"), **replay, **options)
         stored = undescribe(model._config, header["config"], header["callables"], fields)
         stored |= {k: undescribe_schedule(v) for k, v in header["schedules"].items()}
@@ -596,7 +603,7 @@ class Model:
         count = n_envs if jax_env else env.num_envs
         self._check(spec, count, jax_env)
         algorithm = taking(self.algorithm, wrapper, spec.observation, self._spec is not None)
-        agent, given = agent_of(algorithm), None if wrapper is None else wrapper.now()
+        agent, given = agent_of(algorithm, self._prioritised), None if wrapper is None else wrapper.now()
         with self._on_device():
             if jax_env:
                 driver = FusedDriver(agent, env, self.seed, self.num_seeds, count, self.stats_window_size,
@@ -678,11 +685,11 @@ class Model:
                 f"replay_buffer_class={self.replay_buffer_class.__name__} cannot be used with policy={self.policy_name!r},"
                 " which remembers whole sequences as they happened: leave it out"
             )
-        sequences.check_windows(self._config, num_envs)
+        check_windows(self._config, num_envs)
 
     def _check_room(self, spec: Spec, num_envs: int) -> None:
         """Raise `ValueError` where the replay memories of all seeds are larger than the machine's memory."""
-        needed = self.num_seeds * replay_bytes(self.algorithm, self._config, spec, num_envs)
+        needed = self.num_seeds * replay_bytes(self.algorithm, self._config, spec, num_envs, self._prioritised)
         room = room_on(self._device)
         if needed > room:
             fits = int(self._config.buffer_size * room / needed)
@@ -773,7 +780,7 @@ class Model:
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _field_names(self.algorithm.Config):
-            if self._spec is not None and name in HIDDEN_FIELDS - {"exploration_rate"}:
+            if self._spec is not None and name in HIDDEN_FIELDS - {"exploration_rate", "replay_beta"}:
                 raise ValueError(f"{name} is built into the agent: make a new model with other policy_kwargs")
             before = {"_config": self._config, "_schedules": self._schedules}
             config, schedules = configured(self._config, self._schedules, {name: value})
@@ -795,7 +802,7 @@ class Model:
 
     def _built(self, config: Any) -> Any:
         """Structure, shapes and dtypes of what a config's agents consist of."""
-        make_memory = agent_of(self.algorithm).init_memory
+        make_memory = agent_of(self.algorithm, self._prioritised).init_memory
 
         def build() -> PyTree:
             state = self.algorithm.init(config, self._spec, jnp.array(streams(0)[0]))
@@ -813,7 +820,12 @@ class Model:
         return dataclasses.replace(self._config, **values), schedules
 
     def _active_schedules(self) -> dict[str, Schedule]:
-        return {**self.algorithm.schedules(self._config), **self._schedules}
+        prioritised = {} if self._prioritised is None else {"replay_beta": self._prioritised.schedule()}
+        return {**self.algorithm.schedules(self._config), **prioritised, **self._schedules}
+
+    def _logged(self) -> dict[str, str]:
+        """The log keys of hyper-parameters."""
+        return self.algorithm.LOGGED | ({} if self._prioritised is None else {"replay_beta": "train/beta"})
 
     @property
     def policy_name(self) -> str:

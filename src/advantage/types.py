@@ -189,7 +189,8 @@ class Algorithm(Protocol):
     """What a driver calls. An algorithm is a module of pure functions (see `docs/design.md`).
 
     On-policy files define `update`; off-policy files define `observe` and `learn`, and hold
-    `n_updates` and `key` in their State: `memory.replayed_update` composes their `update`.
+    `n_updates` and `key` in their State: `memory.replayed` composes their `update`. `learn` answers how wrong it was about
+    each sample, before its step and without weights: what prioritised replay draws by.
     """
 
     Config: type

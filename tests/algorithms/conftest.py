@@ -86,7 +86,7 @@ def learned(algorithm, config, state, case):
     answers = []
     for noise in drawn:
         # SB3 draws for the actor before it draws for the target.
-        state, metrics = learn(state, noise[::-1])
+        state, metrics, _ = learn(state, noise[::-1])
         answers.append((state, metrics))
     return answers
 

@@ -119,7 +119,7 @@ def test_actor_and_temperature_wait_and_statistics_move():
     state = fresh()
     before = state
     for step in range(1, 4):
-        new, metrics = learn(SMALL, state, batch(step))
+        new, metrics, _ = learn(SMALL, state, batch(step))
         assert differ(new.critics, state.critics)
         assert [int(s) for s in new.running.critics[0].steps] == [step, step]
         assert differ(new.running.critics, state.running.critics)
@@ -149,7 +149,7 @@ def test_acting_is_evaluation():
     """An observation's action does not depend on what stands beside it, and acting counts nothing."""
     state = fresh()
     for step in range(3):
-        state, _ = learn(SMALL, state, batch(step))
+        state, *_ = learn(SMALL, state, batch(step))
     actor, carry = crossq.actor(SMALL, state), crossq.initial_carry(SMALL, SPEC, 16)
     obs = batch().obs
 
@@ -163,7 +163,7 @@ def test_acting_is_evaluation():
 def test_a_batch_that_is_not_finite_changes_nothing():
     """A NaN observation is counted, and neither critics nor any statistics move."""
     state, given = fresh(), batch()
-    new, metrics = learn(SMALL, state, given._replace(obs=given.obs.at[0].set(jnp.nan)))
+    new, metrics, _ = learn(SMALL, state, given._replace(obs=given.obs.at[0].set(jnp.nan)))
     assert metrics[NONFINITE] == 1
     assert_same((new.critics, new.running), (state.critics, state.running))
 

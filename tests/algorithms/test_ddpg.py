@@ -49,7 +49,7 @@ def test_it_is_td3_without_its_three_additions(sb3):
     two = td3.State(*one[:4], td3.Optimizers(*one.optimizer), jnp.float32(0.0), *one[5:])
     learn = {algorithm: jax.jit(algorithm.learn) for algorithm in (ddpg, td3)}
     for _ in range(3):
-        one, _ = learn[ddpg](plain, one, sb3.batch(0.9))
-        two, _ = learn[td3](other, two, sb3.batch(0.9))
+        one, *_ = learn[ddpg](plain, one, sb3.batch(0.9))
+        two, *_ = learn[td3](other, two, sb3.batch(0.9))
     for x, y in zip(jax.tree.leaves(one[:4]), jax.tree.leaves(two[:4]), strict=True):
         np.testing.assert_allclose(x, y, atol=1e-6)

@@ -55,7 +55,7 @@ def test_temperature_moves_towards_the_target_entropy(state, target_entropy, gro
     import dataclasses
 
     config = dataclasses.replace(SMALL, target_entropy=target_entropy)
-    after, metrics = jax.jit(lambda s, b: discrete_sac.learn(config, s, b))(state, batch_of())
+    after, metrics, _ = jax.jit(lambda s, b: discrete_sac.learn(config, s, b))(state, batch_of())
     assert 0.1 < float(metrics["train/entropy"]) < 1.2
     assert (float(after.log_alpha) > float(state.log_alpha)) is grows
 

@@ -15,7 +15,7 @@ from advantage.algorithms import dqn
 from advantage.drivers.fused import FusedDriver
 from advantage.envs.probes import Endings
 from advantage.memory import uniform
-from advantage.memory.replayed import init_memory
+from advantage.memory.replayed import replayed
 from advantage.memory.uniform import Batch
 from advantage.networks import optimisers
 from advantage.networks.features import Flatten
@@ -101,7 +101,7 @@ def test_learning_is_that_of_sb3(case):
     before = network_of(f"{prefix}/before")
     state = state_of(before, network_of(f"{prefix}/target"), config)
     for step in range(3):
-        state, metrics = learn(config, state, given)
+        state, metrics, _ = learn(config, state, given)
         np.testing.assert_allclose(metrics["train/loss"], SB3[f"{prefix}/losses"][step], rtol=1e-4)
         np.testing.assert_allclose(
             metrics["train/q_value"], SB3[f"{prefix}/current_q"][step].mean(), rtol=1e-4, atol=1e-5
@@ -216,7 +216,7 @@ def test_endings_have_no_error_of_true_values():
     def remember(config, state, memory, chunk):
         return state, uniform.push(memory, chunk), {NONFINITE: jnp.float32(0.0)}
 
-    driver = FusedDriver(Agent(dqn, remember, init_memory), env, 0, num_envs=64)
+    driver = FusedDriver(Agent(dqn, remember, replayed(dqn).init_memory), env, 0, num_envs=64)
     driver.init(config)
     list(driver.run(config, {}, 0, 2 * 16 * 64))
     memory = jax.tree.map(lambda x: jnp.asarray(x[0]), driver.memory)
@@ -232,7 +232,7 @@ def test_endings_have_no_error_of_true_values():
 def test_a_gradient_that_is_not_finite_changes_nothing():
     """Parameters and optimiser keep their bits, and the step is counted."""
     bad = batch()
-    state, metrics = learn(SMALL, fresh(), bad._replace(reward=bad.reward.at[0].set(jnp.nan)))
+    state, metrics, _ = learn(SMALL, fresh(), bad._replace(reward=bad.reward.at[0].set(jnp.nan)))
     assert float(metrics[NONFINITE]) == 1.0
     assert_same_bits((state.network, state.optimizer), (fresh().network, fresh().optimizer))
 
@@ -266,7 +266,7 @@ def test_learning_rates_side_by_side():
 
     together = jax.jit(jax.vmap(run))(rates)
     for i, rate in enumerate(rates):
-        alone, _ = learn(dataclasses.replace(SMALL, learning_rate=rate), fresh(), batch())
+        alone, *_ = learn(dataclasses.replace(SMALL, learning_rate=rate), fresh(), batch())
         assert_close(jax.tree.map(lambda x, i=i: x[i], together), alone.network, 1e-6)
     assert_same_bits(jax.tree.map(lambda x: x[0], together), fresh().network)
 

@@ -111,12 +111,12 @@ def test_a_batch_is_learned_from_normalised():
     reward = np.array([3.0, -400.0, 0.0, 20.0], np.float32)
     batch = Batch(obs, jnp.array([0, 1, 1, 0]), reward, jnp.full(4, 0.9), next_obs)
     batch = jax.tree.map(jnp.asarray, batch)
-    found, metrics = Normalised(dqn, SETTINGS).learn(config, state, batch)
+    found, metrics, priorities = Normalised(dqn, SETTINGS).learn(config, state, batch)
     of, scale = state.normaliser.obs["obs"], np.sqrt(state.normaliser.returns.var + 1e-8)
     plain = batch._replace(obs=by_hand(obs, of), next_obs=by_hand(next_obs, of), reward=np.clip(reward / scale, -5, 5))
-    inner, plain_metrics = dqn.learn(config, state.inner, jax.tree.map(jnp.asarray, plain))
+    inner, plain_metrics, plain_priorities = dqn.learn(config, state.inner, jax.tree.map(jnp.asarray, plain))
     assert_close(found.inner, inner)
-    assert_close(metrics, plain_metrics)
+    assert_close((metrics, priorities), (plain_metrics, plain_priorities))
     assert_same_bits(found.normaliser, state.normaliser)
     # Sums of three rewards have three times the bound.
     three = dataclasses.replace(config, n_steps=3)
@@ -257,7 +257,7 @@ def test_settings_that_cannot_work_are_refused(settings, said):
 
 
 def test_state_is_read_like_the_algorithms():
-    """What `memory.replayed_update` reads and replaces."""
+    """What `memory.replayed` reads and replaces."""
     _, _, (state, _) = made("dqn")
     assert isinstance(state, State) and int(state.n_updates) == 0
     changed = state._replace(key=jnp.array([7, 7], jnp.uint32))

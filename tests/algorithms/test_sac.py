@@ -82,7 +82,7 @@ def test_actions_stretched_are_those_of_sb3(sb3):
 def test_the_temperature_seeks_the_target_entropy(target_entropy, grows):
     """It rises while the policy is less random than wanted, and falls while it is more so."""
     config = dataclasses.replace(SMALL, target_entropy=target_entropy, ent_coef="auto_0.1")
-    state, metrics = learn(config, fresh(config), rows())
+    state, metrics, _ = learn(config, fresh(config), rows())
     np.testing.assert_allclose(metrics["train/ent_coef"], 0.1, rtol=1e-6)
     assert (float(state.log_alpha) > math.log(0.1)) == grows
 
@@ -96,14 +96,14 @@ def test_the_target_entropy_is_minus_the_numbers_of_an_action():
 
 def test_a_fixed_temperature_stays():
     config = dataclasses.replace(SMALL, ent_coef=0.0)
-    state, metrics = learn(config, fresh(config), rows())
+    state, metrics, _ = learn(config, fresh(config), rows())
     assert float(state.log_alpha) == 0.0 and float(metrics["train/ent_coef"]) == 0.0
 
 
 def test_a_bad_batch_is_left_out():
     """Infinite rewards change no parameter of the critics or their targets, and are counted."""
     bad = rows()._replace(reward=jnp.full(8, jnp.inf))
-    state, metrics = learn(SMALL, fresh(), bad)
+    state, metrics, _ = learn(SMALL, fresh(), bad)
     assert float(metrics[NONFINITE]) == 1.0
     for x, y in zip(jax.tree.leaves(state.critics), jax.tree.leaves(fresh().critics), strict=True):
         np.testing.assert_array_equal(x, y)
@@ -149,6 +149,6 @@ def test_gsde_holds_its_noise(at_warmup):
 def test_gsde_learns():
     """Its matrix of deviations is part of the actor, and moves."""
     config = dataclasses.replace(SMALL, use_sde=True)
-    state, metrics = learn(config, fresh(config), rows())
+    state, metrics, _ = learn(config, fresh(config), rows())
     assert np.abs(state.actor.log_std - fresh(config).actor.log_std).max() > 1e-5
     assert float(metrics[NONFINITE]) == 0.0

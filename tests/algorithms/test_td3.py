@@ -70,7 +70,7 @@ def test_actor_and_targets_wait_for_the_critics():
     moved = {"critics": [], "actor": [], "target_critics": [], "target_actor": []}
     for _ in range(6):
         before = state
-        state, _ = learn(config, state, rows())
+        state, *_ = learn(config, state, rows())
         for name, found in moved.items():
             found.append(not same(getattr(before, name), getattr(state, name)))
     third = [False, False, True] * 2
@@ -80,7 +80,7 @@ def test_actor_and_targets_wait_for_the_critics():
 def test_a_bad_batch_is_left_out():
     """Infinite rewards change no parameter, and are counted."""
     state = fresh()._replace(n_updates=jnp.int32(1))  # the actor is due
-    after, metrics = learn(SMALL, state, rows()._replace(reward=jnp.full(8, jnp.inf)))
+    after, metrics, _ = learn(SMALL, state, rows()._replace(reward=jnp.full(8, jnp.inf)))
     assert float(metrics[NONFINITE]) == 1.0
     assert same(after[:4], state[:4])
 

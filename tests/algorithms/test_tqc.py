@@ -96,7 +96,7 @@ def test_learning_is_that_of_sb3_contrib(noise_of_contrib):
     )
     learn = jax.jit(tqc.learn)
     for step in range(3):
-        state, metrics = learn(config, state, given_batch())
+        state, metrics, _ = learn(config, state, given_batch())
         for name in ("critic_loss", "actor_loss", "ent_coef", "ent_coef_loss"):
             expected = CONTRIB[f"tqc/log/{name}"][step]
             np.testing.assert_allclose(metrics[f"train/{name}"], expected, rtol=1e-5, atol=1e-5, err_msg=name)
@@ -141,7 +141,7 @@ def test_the_actor_climbs_the_mean_of_all_quantiles():
 def test_a_batch_that_is_not_finite_changes_nothing():
     """A NaN reward is counted, and neither critics nor their targets move."""
     state, batch = fresh(), random_batch()
-    new, metrics = jax.jit(tqc.learn)(SMALL, state, batch._replace(reward=batch.reward.at[0].set(jnp.nan)))
+    new, metrics, _ = jax.jit(tqc.learn)(SMALL, state, batch._replace(reward=batch.reward.at[0].set(jnp.nan)))
     assert metrics[NONFINITE] == 1
     assert_close(new.critics, state.critics, 0)
     assert_close(new.target_critics, state.target_critics, 0)

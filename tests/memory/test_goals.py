@@ -9,7 +9,8 @@ import pytest
 import scipy.stats
 
 from advantage.drivers.host import Rollout
-from advantage.memory.goals import HerReplayBuffer, Hindsight, goal_steps, hindsight_settings, relabelled
+from advantage.memory.goals import HerReplayBuffer, Hindsight, goal_steps, relabelled
+from advantage.memory.settings import replay_settings
 from advantage.types import Space, Spec
 
 S, N, T, K = 2, 3, 5, 3
@@ -241,11 +242,11 @@ class Enum:
 @pytest.mark.parametrize("given", ["final", "FINAL", Enum])
 def test_strategies_by_any_name(given):
     """Upper case and members of an enum, as SB3's users write them; equal settings are equal."""
-    assert HerReplayBuffer(2, given) == hindsight_settings(
+    assert HerReplayBuffer(2, given) == replay_settings(
         HerReplayBuffer, {"n_sampled_goal": 2, "goal_selection_strategy": "final"}
     )
-    assert hindsight_settings(None, None) is None and hindsight_settings(None, {}) is None
-    assert hindsight_settings(HerReplayBuffer, None) == HerReplayBuffer(4, "future", False)
+    assert replay_settings(None, None) is None and replay_settings(None, {}) is None
+    assert replay_settings(HerReplayBuffer, None) == HerReplayBuffer(4, "future", False)
 
 
 @pytest.mark.parametrize(
@@ -266,4 +267,4 @@ def test_strategies_by_any_name(given):
 def test_bad_settings(given, kwargs, error, message):
     """One clear message each."""
     with pytest.raises(error, match=message):
-        hindsight_settings(given, kwargs)
+        replay_settings(given, kwargs)

@@ -93,7 +93,7 @@ def test_every_gradient_step_has_masks_of_its_own(algorithm, monkeypatch):
     learn = jax.jit(lambda state, batch: algorithm.learn(config, state, batch))  # traced anew
     counts = []
     for _ in range(2):
-        state, _ = learn(state, given())
+        state, *_ = learn(state, given())
         jax.effects_barrier()
         counts.append(len(set(keys)))
     # Of the target and the critics' loss two critics each; of the actor's two, in TD3 the first alone.

@@ -28,6 +28,7 @@ from advantage import (
     EvalCallback,
     EveryNTimesteps,
     OrnsteinUhlenbeckActionNoise,
+    PrioritizedReplayBuffer,
     StopTrainingOnMaxEpisodes,
     StopTrainingOnNoModelImprovement,
     TimeLimit,
@@ -46,6 +47,7 @@ ON = {"n_steps": 16, "batch_size": 16, "n_epochs": 2, "learning_rate": "lin_1e-3
 OFF = {"learning_starts": 30, "buffer_size": 100, "batch_size": 8, "train_freq": 4, "exploration_fraction": 1.0, **NET}
 CONTROL = {"learning_starts": 20, "buffer_size": 90, "batch_size": 8, "train_freq": 4, **NET}
 DRIFT = OrnsteinUhlenbeckActionNoise(0.0, 0.3, dt=0.2)  # lasts longer than a chunk
+PER = {"replay_buffer_class": PrioritizedReplayBuffer, "replay_buffer_kwargs": {"alpha": 0.7}}
 
 
 class StopAt(BaseCallback):
@@ -108,6 +110,8 @@ RUNS = {
     "DQN, Gymnasium, mid-chunk": (DQN, "CartPole-v1", OFF, 200, 103),
     "DQN, Gymnasium, 2 seeds": (DQN, "CartPole-v1", {**OFF, "n_envs": 2, "seeds": 2, "n_steps": 3}, 200, 104),
     "DQN, whole episodes": (DQN, "CartPole-v1", {**OFF, "train_freq": (2, "episode")}, 200, 101),
+    "DQN, prioritised, 2 seeds": (DQN, "CartPole-v1", {**OFF, **PER, "n_envs": 2, "seeds": 2, "n_steps": 3}, 200, 104),
+    "DQN, prioritised, JAX": (DQN, "advantage/CartPole-v1", {**OFF, **PER, "seeds": 2}, 200, 100),
     "PPO, in processes": (PPO, "CartPole-v1", {**ON, "n_envs": 2, "vec_env": "async"}, 128, 74),
     "PPO, normalised": (PPO, "Pendulum-v1", {**ON, "n_envs": 2, "seeds": 2, "normalize": True}, 128, 74),
     "DQN, normalised, JAX": (DQN, "advantage/CartPole-v1", {**OFF, "normalize": True}, 200, 100),

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PyTree
 
 from advantage.equations.distributions import Key
 from advantage.equations.noise import ActionNoise, action_noise, check_noise
-from advantage.equations.objectives import squared_error, td_target
+from advantage.equations.objectives import squared_error, td_errors, td_target
 from advantage.equations.returns import Scalar
 from advantage.equations.schedules import Schedule
 from advantage.memory.replayed import check_replay, episodes_per_update, steps_per_update
@@ -39,16 +39,15 @@ ACTION_SPACES = ("box",)
 LOGGED = {"learning_rate": "train/learning_rate"}
 
 
-def critic_loss(
-    config: "Config",
+def values(
     critics: Critics,
     statistics: Statistics,
     alpha: Array,
     next_action: Float[Array, "B D"],
     next_log_prob: Float[Array, " B"],
     batch: Batch,
-) -> tuple[Float[Array, ""], tuple[Metrics, Statistics]]:
-    """Half the squared error of each critic, added up, to be minimised; and the running statistics after it.
+) -> tuple[Float[Array, "C B"], Float[Array, " B"], Statistics]:
+    """What each critic says, the target, and the running statistics after it.
 
     Both ends of a transition pass the critics in one batch, so that one normalisation serves their mixture
     (section 3). The target, `r + gamma (min_i Q_i(s', a') - alpha log pi(a' | s'))`, has no gradient.
@@ -58,6 +57,20 @@ def critic_loss(
     value, next_values = jnp.split(both, 2, axis=1)
     next_value = jnp.min(jax.lax.stop_gradient(next_values), axis=0) - alpha * next_log_prob
     target = td_target(batch.reward, batch.discount, next_value)
+    return value, target, statistics
+
+
+def critic_loss(
+    config: "Config",
+    critics: Critics,
+    statistics: Statistics,
+    alpha: Array,
+    next_action: Float[Array, "B D"],
+    next_log_prob: Float[Array, " B"],
+    batch: Batch,
+) -> tuple[Float[Array, ""], tuple[Metrics, Statistics]]:
+    """Half the squared error of each critic, added up, to be minimised; and the running statistics after it."""
+    value, target, statistics = values(critics, statistics, alpha, next_action, next_log_prob, batch)
     errors = squared_error(value, jnp.broadcast_to(target[None], value.shape))
     total = 0.5 * jnp.mean(batch.weight * jnp.sum(errors, axis=0))
     return total, ({"train/critic_loss": total, "train/q_value": jnp.mean(value)}, statistics)
@@ -101,6 +114,7 @@ class Config(eqx.Module):
     sde_sample_freq: int = eqx.field(static=True, default=-1)  # steps between new noise; -1: each update
     use_sde_at_warmup: bool = eqx.field(static=True, default=False)  # gSDE, not random steps, before learning
     updates_per_step: float | None = eqx.field(static=True, default=None)  # in place of gradient_steps: per environment step
+    replay_beta: Scalar = 1.0  # exponent of importance weights now: set from its schedule before every update
     net_arch: Widths = eqx.field(static=True, default=Widths((256, 256), (1024, 1024)))  # layer widths
     activation_fn: Activation = eqx.field(static=True, default=jax.nn.relu)  # between hidden layers
     n_critics: int = eqx.field(static=True, default=2)  # of which the least value counts
@@ -198,7 +212,7 @@ def schedules(config: Config) -> dict[str, Schedule]:
     return {}
 
 
-def learn(config: Config, state: State, batch: Batch) -> tuple[State, Metrics]:
+def learn(config: Config, state: State, batch: Batch) -> tuple[State, Metrics, Float[Array, " B"]]:
     """One gradient step of the critics, and one of actor and temperature where due; none that is not finite."""
     key, target_key, actor_key = jax.random.split(state.key, 3)
     batch = batch._replace(action=batch.action.reshape(batch.reward.shape[0], -1))
@@ -208,6 +222,7 @@ def learn(config: Config, state: State, batch: Batch) -> tuple[State, Metrics]:
     (_, (metrics, statistics)), gradients = jax.value_and_grad(config.critic_loss, argnums=1, has_aux=True)(
         config, state.critics, state.running.critics, alpha, *following, batch
     )
+    priorities = td_errors(*values(state.critics, state.running.critics, alpha, *following, batch)[:2])
     critics, optimizer, applied = _descend(config, state.critics, gradients, state.optimizer.critics)
     n_updates = state.n_updates + 1
     state = state._replace(
@@ -226,7 +241,7 @@ def learn(config: Config, state: State, batch: Batch) -> tuple[State, Metrics]:
     )
     metrics |= {"train/actor_loss": state.losses[0], "train/ent_coef": alpha, "train/ent_coef_loss": state.losses[1]}
     metrics[NONFINITE] = (~(applied & actor_applied)).astype(jnp.float32)
-    return state, metrics
+    return state, metrics, priorities
 
 
 def _improve(config: Config, state: State, alpha: Array, batch: Batch, key: Key) -> tuple[State, Array]:

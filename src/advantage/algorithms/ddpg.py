@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PyTree
 
 from advantage.equations.distributions import Key
 from advantage.equations.noise import ActionNoise, action_noise, check_noise
-from advantage.equations.objectives import squared_error, td_target
+from advantage.equations.objectives import squared_error, td_errors, td_target
 from advantage.equations.returns import Scalar
 from advantage.equations.schedules import Schedule
 from advantage.equations.soft import soft_update
@@ -67,6 +67,7 @@ class Config(eqx.Module):
     action_noise: ActionNoise | None = eqx.field(static=True, default=None, converter=action_noise)  # exploration; a number: its deviation; None: none
     n_steps: int = eqx.field(static=True, default=1)  # steps of a return before it bootstraps; 1 to 10
     updates_per_step: float | None = eqx.field(static=True, default=None)  # in place of gradient_steps: per environment step
+    replay_beta: Scalar = 1.0  # exponent of importance weights now: set from its schedule before every update
     net_arch: Widths = eqx.field(static=True, default=Widths((400, 300), (400, 300)))  # layer widths
     activation_fn: Activation = eqx.field(static=True, default=jax.nn.relu)  # between hidden layers
     features_extractor: Callable[..., eqx.Module] | None = eqx.field(static=True, default=None)
@@ -133,13 +134,14 @@ def schedules(config: Config) -> dict[str, Schedule]:
     return {}
 
 
-def learn(config: Config, state: State, batch: Batch) -> tuple[State, Metrics]:
+def learn(config: Config, state: State, batch: Batch) -> tuple[State, Metrics, Float[Array, " B"]]:
     """One gradient step of critic and actor, after which the targets move; none that is not finite."""
     batch = batch._replace(action=batch.action.reshape(batch.reward.shape[0], -1))
     target = target_value(config, state.target_actor, state.target_critics, batch)
     (_, metrics), gradients = jax.value_and_grad(config.critic_loss, argnums=1, has_aux=True)(
         config, state.critics, target, batch
     )
+    priorities = td_errors(state.critics.first(batch.obs, batch.action)[None], target)
     critics, critics_optimizer, critics_applied = _descend(config, state.critics, gradients, state.optimizer.critics)
     # As in SB3 the actor follows the critic that has just been improved.
     metrics["train/actor_loss"], gradients = jax.value_and_grad(config.actor_loss, argnums=1)(
@@ -155,7 +157,7 @@ def learn(config: Config, state: State, batch: Batch) -> tuple[State, Metrics]:
         optimizer=Optimizers(actor_optimizer, critics_optimizer),
         n_updates=state.n_updates + 1,
     )
-    return new, metrics
+    return new, metrics, priorities
 
 
 def _descend(config: Config, network: PyTree, gradients: PyTree, optimizer: PyTree) -> tuple[PyTree, PyTree, Array]:

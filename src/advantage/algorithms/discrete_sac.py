@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from advantage.equations.distributions import Categorical, Key, masked
-from advantage.equations.objectives import chosen, squared_error, td_target
+from advantage.equations.objectives import chosen, squared_error, td_errors, td_target
 from advantage.equations.returns import Scalar
 from advantage.equations.schedules import Schedule
 from advantage.equations.soft import soft_update
@@ -39,12 +39,16 @@ def soft_value(
     return jnp.sum(jnp.exp(log_probs) * (value - alpha * log_probs), axis=-1), actor(obs).entropy()
 
 
+def taken_values(critics: DiscreteCritics, batch: Batch) -> Float[Array, "C B"]:
+    """`Q_i(s, a)` of the actions taken."""
+    return jax.vmap(lambda one: chosen(one, batch.action))(critics(batch.obs))
+
+
 def critic_loss(
     config: "Config", critics: DiscreteCritics, target: Float[Array, " B"], batch: Batch
 ) -> tuple[Float[Array, ""], Metrics]:
     """Half the squared error of each critic at the action taken, added up (eq. 4), to be minimised."""
-    values = critics(batch.obs)
-    value = jax.vmap(lambda one: chosen(one, batch.action))(values)
+    value = taken_values(critics, batch)
     errors = squared_error(value, jnp.broadcast_to(target[None], value.shape))
     total = 0.5 * jnp.mean(batch.weight * jnp.sum(errors, axis=0))
     return total, {"train/critic_loss": total, "train/q_value": jnp.mean(value)}
@@ -74,6 +78,7 @@ class Config(eqx.Module):
     target_update_interval: int = eqx.field(static=True, default=1)  # gradient steps between updates of the targets
     target_entropy: float | str = eqx.field(static=True, default="auto")  # auto: half the entropy of chance
     updates_per_step: float | None = eqx.field(static=True, default=None)  # in place of gradient_steps: per environment step
+    replay_beta: Scalar = 1.0  # exponent of importance weights now: set from its schedule before every update
     net_arch: Widths = eqx.field(static=True, default=Widths())  # layer widths
     activation_fn: Activation = eqx.field(static=True, default=jax.nn.relu)  # between hidden layers
     n_critics: int = eqx.field(static=True, default=2)  # of which the least value counts
@@ -171,7 +176,7 @@ def schedules(config: Config) -> dict[str, Schedule]:
     return {}
 
 
-def learn(config: Config, state: State, batch: Batch) -> tuple[State, Metrics]:
+def learn(config: Config, state: State, batch: Batch) -> tuple[State, Metrics, Float[Array, " B"]]:
     """One gradient step of critics, actor and temperature; of those whose gradients are finite."""
     alpha = temperature(config.ent_coef, state.log_alpha)
     next_value, _ = soft_value(state.actor, state.target_critics, alpha, batch.next_obs)
@@ -179,6 +184,7 @@ def learn(config: Config, state: State, batch: Batch) -> tuple[State, Metrics]:
     (_, metrics), gradients = jax.value_and_grad(config.critic_loss, argnums=1, has_aux=True)(
         config, state.critics, target, batch
     )
+    priorities = td_errors(taken_values(state.critics, batch), target)
     critics, critics_optimizer, critics_applied = _descend(config, state.critics, gradients, state.optimizer.critics)
     # As in SB3 the actor follows the critics that have just been improved, all with the temperature of before.
     (policy_loss, entropy), gradients = jax.value_and_grad(config.actor_loss, argnums=1, has_aux=True)(
@@ -202,7 +208,7 @@ def learn(config: Config, state: State, batch: Batch) -> tuple[State, Metrics]:
     new = State(
         actor, critics, targets, log_alpha, optimizers, state.steps, state.n_updates + 1, state.key
     )
-    return new, metrics
+    return new, metrics, priorities
 
 
 def _descend(config: Config, network: PyTree, gradients: PyTree, optimizer: PyTree) -> tuple[PyTree, PyTree, Array]:

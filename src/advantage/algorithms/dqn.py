@@ -28,14 +28,22 @@ ACTION_SPACES = ("discrete",)
 LOGGED = {"learning_rate": "train/learning_rate", "exploration_rate": "rollout/exploration_rate"}
 
 
+def td_error(
+    config: "Config", network: QNetwork, target_network: QNetwork, batch: Batch
+) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
+    """`(Q(s, a) - (r + gamma max_a' Q'(s', a')), Q(s, a))`, without a gradient for the target (Mnih et al., 2015, eq. 1)."""
+    next_value = jnp.max(target_network(batch.next_obs), axis=-1)
+    target = jax.lax.stop_gradient(td_target(batch.reward, batch.discount, next_value))
+    value = action_values(network(batch.obs), batch.action)
+    return value - target, value
+
+
 def loss(
     config: "Config", network: QNetwork, target_network: QNetwork, batch: Batch
 ) -> tuple[Float[Array, ""], Metrics]:
     """Huber loss of the temporal-difference error, to be minimised (Mnih et al., 2015, eq. 1)."""
-    next_value = jnp.max(target_network(batch.next_obs), axis=-1)
-    target = jax.lax.stop_gradient(td_target(batch.reward, batch.discount, next_value))
-    value = action_values(network(batch.obs), batch.action)
-    total = jnp.mean(batch.weight * huber(value - target))
+    error, value = td_error(config, network, target_network, batch)
+    total = jnp.mean(batch.weight * huber(error))
     return total, {"train/loss": total, "train/q_value": jnp.mean(value)}
 
 
@@ -71,6 +79,7 @@ class Config(eqx.Module):
     exploration_final_eps: Scalar = 0.05  # epsilon from then on
     max_grad_norm: Scalar = 10.0  # largest joint norm of the gradient
     updates_per_step: float | None = eqx.field(static=True, default=None)  # in place of gradient_steps: per environment step
+    replay_beta: Scalar = 1.0  # exponent of importance weights now: set from its schedule before every update
     net_arch: tuple[int, ...] = eqx.field(static=True, default=(64, 64))  # layer widths
     activation_fn: Activation = eqx.field(static=True, default=jax.nn.relu)  # between hidden layers
     features_extractor: Callable[..., eqx.Module] | None = eqx.field(static=True, default=None)
@@ -163,14 +172,15 @@ def observe(config: Config, state: State, chunk: Chunk) -> State:
     return state._replace(target_network=target, since_sync=(since % interval).astype(jnp.int32))
 
 
-def learn(config: Config, state: State, batch: Batch) -> tuple[State, Metrics]:
+def learn(config: Config, state: State, batch: Batch) -> tuple[State, Metrics, Float[Array, " B"]]:
     """One gradient step; the identity where a gradient is not finite."""
     (_, metrics), gradients = jax.value_and_grad(config.loss, argnums=1, has_aux=True)(
         config, state.network, state.target_network, batch
     )
+    error, _ = td_error(config, state.network, state.target_network, batch)  # XLA finds it in the loss
     network, optimizer_state, applied = descend(
         config.optimizer, config.learning_rate, config.max_grad_norm, state.network, gradients, state.optimizer
     )
     metrics[NONFINITE] = (~applied).astype(jnp.float32)
     state = state._replace(network=network, optimizer=optimizer_state, n_updates=state.n_updates + 1)
-    return state, metrics
+    return state, metrics, jnp.abs(error)

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PyTree
 
 from advantage.equations.distributions import Key
 from advantage.equations.noise import ActionNoise, action_noise, check_noise
-from advantage.equations.objectives import squared_error, td_target
+from advantage.equations.objectives import squared_error, td_errors, td_target
 from advantage.equations.returns import Scalar
 from advantage.equations.schedules import Schedule
 from advantage.equations.soft import soft_update
@@ -82,6 +82,7 @@ class Config(eqx.Module):
     sde_sample_freq: int = eqx.field(static=True, default=-1)  # steps between new noise; -1: each update
     use_sde_at_warmup: bool = eqx.field(static=True, default=False)  # gSDE, not random steps, before learning
     updates_per_step: float | None = eqx.field(static=True, default=None)  # in place of gradient_steps: per environment step
+    replay_beta: Scalar = 1.0  # exponent of importance weights now: set from its schedule before every update
     net_arch: Widths = eqx.field(static=True, default=Widths())  # layer widths
     activation_fn: Activation = eqx.field(static=True, default=jax.nn.relu)  # between hidden layers
     n_critics: int = eqx.field(static=True, default=2)  # of which the least value counts
@@ -171,15 +172,17 @@ def schedules(config: Config) -> dict[str, Schedule]:
     return {}
 
 
-def learn(config: Config, state: State, batch: Batch) -> tuple[State, Metrics]:
+def learn(config: Config, state: State, batch: Batch) -> tuple[State, Metrics, Float[Array, " B"]]:
     """One gradient step of critics, actor and temperature; of those whose gradients are finite."""
     key, target_key, actor_key = jax.random.split(state.key, 3)
     batch = batch._replace(action=batch.action.reshape(batch.reward.shape[0], -1))
     alpha = temperature(config.ent_coef, state.log_alpha)
     target = soft_target(config, state.actor, state.target_critics, alpha, batch, target_key)
+    critic_key = jax.random.fold_in(target_key, 2)
     (_, metrics), gradients = jax.value_and_grad(config.critic_loss, argnums=1, has_aux=True)(
-        config, state.critics, target, batch, jax.random.fold_in(target_key, 2)
+        config, state.critics, target, batch, critic_key
     )
+    priorities = td_errors(state.critics(batch.obs, batch.action, critic_key), target)
     critics, critics_optimizer, critics_applied = _descend(config, state.critics, gradients, state.optimizer.critics)
     # As in SB3 the actor follows the critics that have just been improved, all with the temperature of before.
     (policy_loss, log_prob), gradients = jax.value_and_grad(config.actor_loss, argnums=1, has_aux=True)(
@@ -202,7 +205,7 @@ def learn(config: Config, state: State, batch: Batch) -> tuple[State, Metrics]:
     new = State(
         actor, critics, targets, log_alpha, optimizers, state.steps, state.n_updates + 1, key
     )
-    return new, metrics
+    return new, metrics, priorities
 
 
 def _descend(config: Config, network: PyTree, gradients: PyTree, optimizer: PyTree) -> tuple[PyTree, PyTree, Array]:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PyTree
 
 from advantage.equations.distributions import Key
 from advantage.equations.noise import ActionNoise, action_noise, check_noise
-from advantage.equations.objectives import squared_error, td_target
+from advantage.equations.objectives import squared_error, td_errors, td_target
 from advantage.equations.returns import Scalar
 from advantage.equations.schedules import Schedule
 from advantage.equations.soft import smoothed, soft_update
@@ -78,6 +78,7 @@ class Config(eqx.Module):
     target_policy_noise: Scalar = 0.2  # deviation of the noise that smooths the target
     target_noise_clip: Scalar = 0.5  # its bound
     updates_per_step: float | None = eqx.field(static=True, default=None)  # in place of gradient_steps: per environment step
+    replay_beta: Scalar = 1.0  # exponent of importance weights now: set from its schedule before every update
     net_arch: Widths = eqx.field(static=True, default=Widths((400, 300), (400, 300)))  # layer widths
     activation_fn: Activation = eqx.field(static=True, default=jax.nn.relu)  # between hidden layers
     n_critics: int = eqx.field(static=True, default=2)  # of which the least value counts
@@ -154,14 +155,16 @@ def schedules(config: Config) -> dict[str, Schedule]:
     return {}
 
 
-def learn(config: Config, state: State, batch: Batch) -> tuple[State, Metrics]:
+def learn(config: Config, state: State, batch: Batch) -> tuple[State, Metrics, Float[Array, " B"]]:
     """One gradient step of the critics, and one of the actor where it is due; none that is not finite."""
     key, target_key = jax.random.split(state.key)
     batch = batch._replace(action=batch.action.reshape(batch.reward.shape[0], -1))
     target = clipped_double_q_target(config, state.target_actor, state.target_critics, batch, target_key)
+    critic_key = jax.random.fold_in(target_key, 2)
     (_, metrics), gradients = jax.value_and_grad(config.critic_loss, argnums=1, has_aux=True)(
-        config, state.critics, target, batch, jax.random.fold_in(target_key, 2)
+        config, state.critics, target, batch, critic_key
     )
+    priorities = td_errors(state.critics(batch.obs, batch.action, critic_key), target)
     critics, optimizer, applied = _descend(config, state.critics, gradients, state.optimizer.critics)
     n_updates = state.n_updates + 1
     state = state._replace(
@@ -173,7 +176,7 @@ def learn(config: Config, state: State, batch: Batch) -> tuple[State, Metrics]:
     )
     metrics["train/actor_loss"] = state.policy_loss
     metrics[NONFINITE] = (~(applied & actor_applied)).astype(jnp.float32)
-    return state, metrics
+    return state, metrics, priorities
 
 
 def _improve(config: Config, state: State, batch: Batch) -> tuple[State, Array]:

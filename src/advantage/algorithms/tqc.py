@@ -45,13 +45,25 @@ def soft_target(
     return jax.vmap(td_target, (None, None, 1), 1)(batch.reward, batch.discount, next_value)
 
 
+def quantile_losses(
+    critics: QuantileCritics, target: Float[Array, "B M"], batch: Batch, key: Key | None
+) -> tuple[Float[Array, " B"], Float[Array, "C B N"]]:
+    """`(each sample's quantile Huber loss, a mean over critics and quantiles, the quantiles)` (section 3).
+
+    The loss is its priority too, as in Rainbow (Hessel et al., 2018, https://arxiv.org/abs/1710.02298): the mean may be
+    right where the distribution is wrong.
+    """
+    quantiles = critics(batch.obs, batch.action, key)
+    errors = quantile_huber(quantiles, jnp.broadcast_to(target[None], (quantiles.shape[0], *target.shape)))
+    return jnp.mean(errors, axis=(0, 2)), quantiles
+
+
 def critic_loss(
     config: "Config", critics: QuantileCritics, target: Float[Array, "B M"], batch: Batch, key: Key | None = None
 ) -> tuple[Float[Array, ""], Metrics]:
     """The quantile Huber loss, a mean over critics and quantiles (section 3), to be minimised."""
-    quantiles = critics(batch.obs, batch.action, key)
-    errors = quantile_huber(quantiles, jnp.broadcast_to(target[None], (quantiles.shape[0], *target.shape)))
-    total = jnp.mean(batch.weight * jnp.mean(errors, axis=(0, 2)))
+    losses, quantiles = quantile_losses(critics, target, batch, key)
+    total = jnp.mean(batch.weight * losses)
     return total, {"train/critic_loss": total, "train/q_value": jnp.mean(quantiles)}
 
 
@@ -85,6 +97,7 @@ class Config(eqx.Module):
     sde_sample_freq: int = eqx.field(static=True, default=-1)  # steps between new noise; -1: each update
     use_sde_at_warmup: bool = eqx.field(static=True, default=False)  # gSDE, not random steps, before learning
     updates_per_step: float | None = eqx.field(static=True, default=None)  # in place of gradient_steps: per environment step
+    replay_beta: Scalar = 1.0  # exponent of importance weights now: set from its schedule before every update
     net_arch: Widths = eqx.field(static=True, default=Widths())  # layer widths
     activation_fn: Activation = eqx.field(static=True, default=jax.nn.relu)  # between hidden layers
     n_critics: int = eqx.field(static=True, default=2)  # whose quantiles are pooled
@@ -175,15 +188,17 @@ def schedules(config: Config) -> dict[str, Schedule]:
     return {}
 
 
-def learn(config: Config, state: State, batch: Batch) -> tuple[State, Metrics]:
+def learn(config: Config, state: State, batch: Batch) -> tuple[State, Metrics, Float[Array, " B"]]:
     """One gradient step of critics, actor and temperature; of those whose gradients are finite."""
     key, target_key, actor_key = jax.random.split(state.key, 3)
     batch = batch._replace(action=batch.action.reshape(batch.reward.shape[0], -1))
     alpha = temperature(config.ent_coef, state.log_alpha)
     target = soft_target(config, state.actor, state.target_critics, alpha, batch, target_key)
+    critic_key = jax.random.fold_in(target_key, 2)
     (_, metrics), gradients = jax.value_and_grad(config.critic_loss, argnums=1, has_aux=True)(
-        config, state.critics, target, batch, jax.random.fold_in(target_key, 2)
+        config, state.critics, target, batch, critic_key
     )
+    priorities, _ = quantile_losses(state.critics, target, batch, critic_key)
     critics, critics_optimizer, critics_applied = _descend(config, state.critics, gradients, state.optimizer.critics)
     # As in SB3 the actor follows the critics that have just been improved, all with the temperature of before.
     (policy_loss, log_prob), gradients = jax.value_and_grad(config.actor_loss, argnums=1, has_aux=True)(
@@ -206,7 +221,7 @@ def learn(config: Config, state: State, batch: Batch) -> tuple[State, Metrics]:
     new = State(
         actor, critics, targets, log_alpha, optimizers, state.steps, state.n_updates + 1, key
     )
-    return new, metrics
+    return new, metrics, priorities
 
 
 def _descend(config: Config, network: PyTree, gradients: PyTree, optimizer: PyTree) -> tuple[PyTree, PyTree, Array]:

@@ -52,6 +52,11 @@ def td_target(
     return reward + discount * next_value
 
 
+def td_errors(values: Float[Array, "C B"], target: Float[Array, " B"]) -> Float[Array, " B"]:
+    """`|Q_i(s, a) - target|`, a mean over C critics: priorities (Schaul et al., 2016, https://arxiv.org/abs/1511.05952)."""
+    return jnp.mean(jnp.abs(values - target[None]), axis=0)
+
+
 def action_values(q: Float[Array, "B A"], action: Int[Array, " B"]) -> Float[Array, " B"]:
     """`Q(s, a)` of the given actions."""
     return chosen(q, action)

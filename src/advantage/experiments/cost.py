@@ -154,7 +154,7 @@ def policy_of(spec: Spec) -> str:
 
 
 def _replay_of(model: Model, spec: Spec) -> int:
-    return replay_bytes(model.algorithm, model._config, spec, model.n_envs)
+    return replay_bytes(model.algorithm, model._config, spec, model.n_envs, model._prioritised)
 
 
 def _trial_settings(model: Model, spec: Spec, replay: int) -> dict[str, Any]:

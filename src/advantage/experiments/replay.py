@@ -49,13 +49,13 @@ def replay(path: str | os.PathLike[str], **overrides: Any) -> Replayed:
     bad = _bad_row(given)
     if bad is not None:
         return Replayed(bad, failure["what"], failure["step"], failure["seed"], {})
-    agent = agent_of(model.algorithm)
+    agent = agent_of(model.algorithm, model._prioritised)
     if agent.drawn is None:
         like = jax.eval_shape(lambda: agent.init_memory(config, model._spec, failure["shape"][1]))
         memory = tree(like, own, MEMORY)
         state, _, metrics = jax.jit(functools.partial(agent.update, config))(state, memory, given)
     else:
-        state, metrics = jax.jit(functools.partial(model.algorithm.learn, config))(state, given)
+        state, metrics, _ = jax.jit(functools.partial(model.algorithm.learn, config))(state, given)
     numbers = {name: float(np.mean(np.asarray(x))) for name, x in metrics.items()}
     what = first_bad(state, numbers) if numbers.pop(NONFINITE) > 0 else None
     return Replayed(what, failure["what"], failure["step"], failure["seed"], numbers)
@@ -71,7 +71,7 @@ def _bad_row(given: Any) -> str | None:
 
 def _like(model: Any, shape: list[int], own: dict[str, np.ndarray]) -> Any:
     """The structure of what an agent learns from: rows `[T, N]`, or a minibatch `[B]`."""
-    config, spec, agent = model._config, model._spec, agent_of(model.algorithm)
+    config, spec, agent = model._config, model._spec, agent_of(model.algorithm, model._prioritised)
     if agent.drawn is None or len(shape) == 2:
         return _chunk(model, spec, tuple(shape), own.get(f"{GIVEN}.action_mask"))
 

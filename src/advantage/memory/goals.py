@@ -8,7 +8,6 @@ All of it is NumPy on the host; what comes out is pushed into the replay as any 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -57,30 +56,6 @@ class HerReplayBuffer:
             raise ValueError(
                 "copy_info_dict=True is not built: infos are not kept, so compute_reward has to do without; leave it out"
             )
-
-
-def hindsight_settings(replay_buffer_class: Any, replay_buffer_kwargs: Any) -> HerReplayBuffer | None:
-    """What SB3's two arguments ask for; None: nothing is relabelled.
-
-    Raises:
-        TypeError: the class takes no such argument; the nearest is named.
-        ValueError: another class, arguments without one, or a setting that cannot work.
-    """
-    given = dict(replay_buffer_kwargs or {})
-    if replay_buffer_class is None:
-        if given:
-            raise ValueError(f"replay_buffer_kwargs={given} needs replay_buffer_class=advantage.HerReplayBuffer")
-        return None
-    if replay_buffer_class is not HerReplayBuffer:
-        raise ValueError(
-            f"replay_buffer_class={replay_buffer_class!r} is not known: give advantage.HerReplayBuffer, or None"
-        )
-    known = [field.name for field in dataclasses.fields(HerReplayBuffer)]
-    for name in given.keys() - set(known):
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(known)}"
-        raise TypeError(f"HerReplayBuffer has no setting {name!r}: {hint}")
-    return HerReplayBuffer(**given)
 
 
 class Transitions(NamedTuple):

@@ -12,7 +12,6 @@ from jaxtyping import Array
 
 from advantage.equations.distributions import Key
 from advantage.equations.returns import Scalar
-from advantage.equations.threefry import written_out
 from advantage.memory import uniform
 from advantage.memory.uniform import Batch, Replay
 from advantage.networks.recurrent import Carry, Windows, empty_carry
@@ -66,13 +65,10 @@ def carries(algorithm: Any, config: Any, state: Any, chunk: Chunk) -> Carry:
     return jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), chunk.carry.memory, after)
 
 
-def drawn(config: Any, state: Any, memory: Replay) -> tuple[Any, Batch]:
-    """What the next call of `learn` gets: the state with its key moved on, and a minibatch."""
-    key, sample_key = jax.random.split(written_out(state.key))
+def sample(config: Any, memory: Replay, key: Key) -> Batch:
+    """A minibatch of as many windows as `batch_size` holds."""
     length, burn_in = config.recurrence.sequence_length, config.recurrence.burn_in
-    count = config.batch_size // length
-    batch = sample_windows(memory, sample_key, count, burn_in, length, config.gamma)
-    return state._replace(key=jax.random.key_data(key)), batch
+    return sample_windows(memory, key, config.batch_size // length, burn_in, length, config.gamma)
 
 
 def sample_windows(

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PyTree, UInt8
+from jaxtyping import Array, Bool, Float, Int, PyTree, UInt8
 
 from advantage.equations.distributions import Key
 from advantage.equations.returns import Scalar, n_step_return
@@ -55,20 +55,27 @@ def init(spec: Spec, num_envs: int, capacity: int) -> Replay:
     return Replay(obs, next_obs, action, jnp.zeros(rows, jnp.float32), jnp.zeros(rows, jnp.uint8), *counters)
 
 
-def push(memory: Replay, chunk: Chunk, carry: PyTree = ()) -> Replay:
-    """Append a chunk's valid rows, each environment's at its own head, over the oldest; with the `carry` of each.
+def places(memory: Replay, valid: Bool[Array, "T N"]) -> Int[Array, "T N"]:
+    """The row that each of a chunk's rows is written to; past the last where it is not remembered.
 
-    Of more rows than a ring holds (long episodes can be a chunk) the newest stay.
+    Each environment's at its own head, over the oldest. Of more rows than a ring holds (long episodes can be a chunk)
+    the newest stay.
     """
-    chunk = sanitise(chunk)
     num_envs, capacity = _sizes(memory)
-    valid = chunk.valid.astype(jnp.int32)
-    before = jnp.cumsum(valid, axis=0) - valid
+    counted = valid.astype(jnp.int32)
+    before = jnp.cumsum(counted, axis=0) - counted
     slot = (memory.head[None] + before) % capacity
     row = jnp.arange(num_envs, dtype=jnp.int32)[None] * capacity + slot
-    written = jnp.sum(valid, axis=0)
-    kept = chunk.valid & (before >= written[None] - capacity)  # two rows of one slot: either might win
-    row = jnp.where(kept, row, num_envs * capacity)  # out of range: dropped
+    kept = valid & (before >= jnp.sum(counted, axis=0)[None] - capacity)  # two rows of one slot: either might win
+    return jnp.where(kept, row, num_envs * capacity)  # out of range: dropped
+
+
+def push(memory: Replay, chunk: Chunk, carry: PyTree = ()) -> Replay:
+    """Append a chunk's valid rows (see `places`), with the `carry` of each."""
+    chunk = sanitise(chunk)
+    num_envs, capacity = _sizes(memory)
+    row = places(memory, chunk.valid)
+    written = jnp.sum(chunk.valid, axis=0, dtype=jnp.int32)
     # XLA would rewrite a scatter of one row so that it copies the ring: it gets another one to drop.
     alone = row.size == 1
     row = jnp.pad(row, ((0, 1), (0, 0)), constant_values=num_envs * capacity) if alone else row
@@ -95,8 +102,15 @@ def push(memory: Replay, chunk: Chunk, carry: PyTree = ()) -> Replay:
 
 def sample(memory: Replay, key: Key, batch_size: int, n_steps: int, gamma: Scalar) -> Batch:
     """B transitions over up to `n_steps` steps, every row equally likely, with replacement."""
-    _, capacity = _sizes(memory)
     env, age = draw_rows(memory, key, batch_size)
+    return transitions(memory, env, age, n_steps, gamma)._replace(weight=jnp.ones(batch_size))
+
+
+def transitions(
+    memory: Replay, env: Int[Array, " B"], age: Int[Array, " B"], n_steps: int, gamma: Scalar
+) -> Batch:
+    """The transitions that begin with the rows of these environments and ages; a row of age 0 is its environment's newest."""
+    _, capacity = _sizes(memory)
     steps = jnp.arange(n_steps, dtype=jnp.int32)
     slot = (memory.head[env, None] - 1 - age[:, None] + steps[None]) % capacity
     row = env[:, None] * capacity + slot  # [B, n]; rows past the newest are never counted
@@ -116,7 +130,6 @@ def sample(memory: Replay, key: Key, batch_size: int, n_steps: int, gamma: Scala
         reward=reward,
         discount=jnp.where((memory.flags[last_row] & TERMINATED) > 0, 0.0, discount),
         next_obs=jax.tree.map(lambda x: x[last_row], memory.next_obs),
-        weight=jnp.ones(batch_size),
     )
 
 
