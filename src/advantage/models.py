@@ -44,6 +44,7 @@ from advantage.equations.schedules import Linear, Schedule
 from advantage.memory.goals import HerReplayBuffer, Hindsight, hindsight_settings
 from advantage.memory.replayed import drawn, init_memory, replayed_update
 from advantage.memory.uniform import push
+from advantage.networks.extractors import check_policy, with_policy
 from advantage.networks.policy_kwargs import network_fields
 from advantage.platform import room_on
 from advantage.normalising import Held, composed, merged, plain_settings, read, settings_of, taking
@@ -101,7 +102,7 @@ HIDDEN_FIELDS = {
     "net_arch", "activation_fn", "ortho_init", "log_std_init", "full_std", "use_expln",
     "features_extractor", "exploration_rate", "n_critics", "clip_mean", "n_quantiles",
     "batch_norm_momentum", "batch_norm_eps", "renorm_warmup_steps",
-    "block", "layer_norm", "dropout_rate",
+    "block", "layer_norm", "dropout_rate", "share_features_extractor",
 }  # fmt: skip
 
 
@@ -149,7 +150,8 @@ class Model:
             _hindsight=hindsight_settings(*(options[name] for name in REPLAY_OPTIONS)),
         )  # fmt: skip
         self._set(_config=None, _schedules={})
-        fields = {**network_fields(self.algorithm.Config, self.policy_kwargs), **fields}
+        words = with_policy(self.policy_name, self.algorithm.Config, self.policy_kwargs)
+        fields = {**network_fields(self.algorithm.Config, words), **fields}
         config, schedules = configured(self.algorithm.Config(), {}, fields)
         seed = options["seed"]
         self._set(_config=config, _schedules=schedules, seed=None if seed is None else whole("seed", seed, 0))
@@ -634,10 +636,7 @@ class Model:
                         f"env's {name} space is {theirs.to_gymnasium()}, the model's {ours.to_gymnasium()}:"
                         " give an environment of the same spaces, or train a new model"
                     )
-        if self.policy_name == "CnnPolicy":
-            raise ValueError("policy='CnnPolicy' is not built yet: use 'MlpPolicy' with a features_extractor_class")
-        if spec.observation.kind == "dict" and self.policy_name == "MlpPolicy":
-            raise ValueError("policy='MlpPolicy' takes no Dict observations: use 'MultiInputPolicy'")
+        notes = check_policy(self.policy_name, spec.observation, self._config.features_extractor)
         episodes = getattr(self._config, "episodes_per_update", None) is not None
         if episodes and (fused or num_envs * self.num_seeds > 1):
             raise ValueError(
@@ -651,7 +650,7 @@ class Model:
                 f"n_steps={self._config.n_steps} cannot be used with HerReplayBuffer: each relabelled transition has a"
                 " goal of its own, and no return goes on to the next one; leave n_steps out"
             )
-        for note in self._config.check(spec, num_envs):
+        for note in notes + self._config.check(spec, num_envs):
             warnings.warn(note, UserWarning, stacklevel=5)
         self._check_room(spec, num_envs)
 

@@ -25,6 +25,7 @@ from advantage.equations.schedules import Schedule
 from advantage.equations.threefry import written_out
 from advantage.networks import optimisers
 from advantage.networks.actor_critic import Actor, ActorCritic, Architecture, actor_critic
+from advantage.networks.extractors import extracted
 from advantage.networks.mlp import Activation
 from advantage.networks.optimisers import Optimizer, adam_ppo, descend
 from advantage.types import NONFINITE, Chunk, Metrics, Observed, Spec, require, sanitise, successor_values
@@ -103,6 +104,7 @@ class Config(eqx.Module):
     full_std: bool = eqx.field(static=True, default=True)  # gSDE: a deviation per action component
     use_expln: bool = eqx.field(static=True, default=False)  # gSDE: expln in place of exp
     features_extractor: Callable[..., eqx.Module] | None = eqx.field(static=True, default=None)
+    share_features_extractor: bool = eqx.field(static=True, default=True)  # between policy and value function
     optimizer: Optimizer = eqx.field(static=True, default=adam_ppo)  # function of the learning rate
     network: Callable[..., Any] = eqx.field(static=True, default=actor_critic)
     loss: Callable[..., tuple[Array, Metrics]] = eqx.field(static=True, default=loss)
@@ -145,7 +147,6 @@ class State(NamedTuple):
 def init(config: Config, spec: Spec, key: Key) -> State:
     """A fresh agent."""
     network_key, features_key, key = jax.random.split(key, 3)
-    extractor = config.features_extractor
     network = config.network(
         spec,
         network_key,
@@ -156,7 +157,7 @@ def init(config: Config, spec: Spec, key: Key) -> State:
         use_sde=config.use_sde,
         full_std=config.full_std,
         use_expln=config.use_expln,
-        features=None if extractor is None else extractor(spec.observation, features_key),
+        **extracted(config, spec.observation, features_key),
     )
     return State(network, optimisers.init(config.optimizer, network), jnp.int32(0), key)
 

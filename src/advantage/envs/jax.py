@@ -167,6 +167,7 @@ _CLASSES = {
         "TimeLimitLoop": ({}, {"continuous": True}),
         "Endings": ({}, {"continuous": True}),
         "ContinuousTarget": ({},),
+        "Picture": ({}, {"continuous": True}),
     }.items()
     for options in variants
 }
