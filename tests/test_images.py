@@ -11,21 +11,23 @@ from gymnasium import spaces
 
 from advantage import DDPG, DQN, PPO, SAC, TD3, TQC, CrossQ, DiscreteSAC, make_vec_env
 from advantage.algorithms.normalised import Normalised
+from advantage.memory.uniform import Batch
 from advantage.types import Space, Spec
 
 SB3 = np.load(Path(__file__).parent / "oracles" / "sb3_cnn.npz")
-PICTURE = "advantage/ProbePicture-v0"
 REPLAY = {"buffer_size": 64, "learning_starts": 4, "batch_size": 4}
 TINY = {"features_extractor_class": "ImpalaCNN", "features_extractor_kwargs": {"channels": [2], "blocks": 0, "features_dim": 8}}
 ROLLOUT = {"n_steps": 8, "batch_size": 8, "n_epochs": 1}
-EYES = {"eye": spaces.Box(0, 255, (3, 6, 8), np.uint8), "other": spaces.Box(0, 255, (8, 6, 1), np.uint8)}
+EYES = {"eye": spaces.Box(0, 255, (3, 36, 40), np.uint8), "other": spaces.Box(0, 255, (40, 36, 1), np.uint8)}
+SMALL = spaces.Box(0, 255, (3, 6, 8), np.uint8)
 
 
 class Seeing(gymnasium.Env):
     """Noise before two eyes, and numbers."""
 
-    observation_space = spaces.Dict({**EYES, "body": spaces.Box(-1e3, 1e3, (2,), np.float32)})
-    action_space = spaces.Discrete(2)
+    def __init__(self, eyes=EYES):
+        self.observation_space = spaces.Dict({**eyes, "body": spaces.Box(-1e3, 1e3, (2,), np.float32)})
+        self.action_space = spaces.Discrete(2)
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -40,7 +42,7 @@ class Seeing(gymnasium.Env):
 class Flat(Seeing):
     """One picture, of floats where asked for."""
 
-    def __init__(self, space=EYES["eye"], action=spaces.Discrete(2)):
+    def __init__(self, space=SMALL, action=spaces.Discrete(2)):
         self.observation_space, self.action_space = space, action
 
 
@@ -53,9 +55,8 @@ def same(one, two):
 
 
 def test_dict_of_pictures_in_gymnasiums_environments(tmp_path):
-    """PPO with an extractor for each network, normalised numbers beside raw pictures, two seeds; a file, and predict."""
-    words = {"features_extractor_kwargs": {"cnn": "ImpalaCNN", "cnn_output_dim": 4}, "share_features_extractor": False,
-             "net_arch": [4]}  # fmt: skip
+    """PPO with normalised numbers beside raw pictures, two seeds; a file, and predict."""
+    words = {"features_extractor_kwargs": {"cnn_output_dim": 4}, "net_arch": [4], "ortho_init": False}
     model = PPO("MultiInputPolicy", make_vec_env(Seeing, 2), seed=1, seeds=2, normalize=True, policy_kwargs=words, **ROLLOUT)
     model.learn(32)
     assert all(np.isfinite(x).all() for x in arrays(model))
@@ -71,12 +72,11 @@ def test_dict_of_pictures_in_gymnasiums_environments(tmp_path):
 
 def test_pictures_are_not_normalised():
     """`normalize=True` leaves the bytes of pictures as they are, and refuses where there is nothing else."""
-    algorithm = PPO("MultiInputPolicy", Seeing(), normalize=True, policy_kwargs=TINY | {"features_extractor_class": None,
-                    "features_extractor_kwargs": {"cnn": "ImpalaCNN"}}, **ROLLOUT).algorithm  # fmt: skip
+    algorithm = PPO("MultiInputPolicy", normalize=True).algorithm
     assert isinstance(algorithm, Normalised)
-    space = Space.from_gymnasium(Seeing.observation_space)
+    space = Space.from_gymnasium(Seeing().observation_space)
     statistics = {"body": (jnp.ones(2), jnp.ones(2))}
-    obs = {"eye": jnp.full((1, 3, 6, 8), 7, jnp.uint8), "other": jnp.zeros((1, 8, 6, 1), jnp.uint8), "body": jnp.ones((1, 2))}
+    obs = {"eye": jnp.full((1, 3, 36, 40), 7, jnp.uint8), "other": jnp.zeros((1, 40, 36, 1), jnp.uint8), "body": jnp.ones((1, 2))}
     seen = algorithm.seen(statistics, obs)
     assert seen["eye"].dtype == jnp.uint8 and np.all(seen["eye"] == 7) and not seen["body"].any()
     assert algorithm.inner_spec(Spec(space, space)).observation == space
@@ -85,19 +85,18 @@ def test_pictures_are_not_normalised():
 
 
 def test_shared_encoder_in_both_drivers(tmp_path):
-    """TD3 trains with one encoder, two seeds; a file brings it back, and what is trained on stays tied."""
+    """TD3 and DDPG train with one encoder, which is as the critics' at the end; two seeds; a file brings it back."""
     words = TINY | {"share_features_extractor": True, "net_arch": [4]}
-    model = TD3("CnnPolicy", "advantage/ProbePictureContinuous-v0", seeds=2, seed=0, policy_kwargs=words, **REPLAY)
-    model.learn(16)
+    env = "advantage/ProbePictureContinuous-v0"
+    model = TD3("CnnPolicy", env, seeds=2, seed=0, policy_kwargs=words, **REPLAY).learn(16)
     model.save(tmp_path / "model")
-    back = TD3.load(tmp_path / "model", env="advantage/ProbePictureContinuous-v0")
+    back = TD3.load(tmp_path / "model")
     assert same(model, back) and back.share_features_extractor
-    state = back.learn(8, reset_num_timesteps=False)._full_state()
-    for x, y in zip(jax.tree.leaves(state.actor.features), jax.tree.leaves(state.critics.features), strict=True):
-        np.testing.assert_array_equal(x, y)
-    box = spaces.Box(-1, 1, (1,), np.float32)
-    host = DDPG("CnnPolicy", Flat(action=box), seed=0, policy_kwargs=words, **REPLAY).learn(12)
-    assert all(np.isfinite(x).all() for x in arrays(host))
+    host = DDPG("CnnPolicy", Flat(action=spaces.Box(-1, 1, (1,), np.float32)), seed=0, policy_kwargs=words, **REPLAY).learn(12)
+    for state in (model._full_state(), host._full_state()):
+        for x, y in zip(jax.tree.leaves(state.actor.features), jax.tree.leaves(state.critics.features), strict=True):
+            np.testing.assert_array_equal(x, y)
+            assert np.isfinite(x).all()
     with pytest.raises(ValueError, match="share_features_extractor is built into the agent"):
         host.share_features_extractor = False
 
@@ -114,13 +113,20 @@ def test_sizes_are_those_of_sb3(face):
     assert sum(x.size for x in jax.tree.leaves(learned)) == SB3[f"parameters/{face.__name__}"]
 
 
-@pytest.mark.parametrize("face", [TQC, CrossQ, DiscreteSAC])
-def test_pictures_with_the_other_algorithms(face):
-    """One compiled update each, with an encoder of its own for each network."""
-    action = spaces.Discrete(2) if face is DiscreteSAC else spaces.Box(-1, 1, (1,), np.float32)
-    model = face("CnnPolicy", Flat(action=action), seed=0, policy_kwargs=TINY | {"net_arch": [4]}, **REPLAY).learn(8)
-    assert all(np.isfinite(x).all() for x in arrays(model))
-    assert model.predict(model.observation_space.sample())[0].shape == action.shape
+@pytest.mark.parametrize("face", [DQN, SAC, TD3, DDPG, TQC, CrossQ, DiscreteSAC])
+@pytest.mark.parametrize("share", [False, True])
+def test_a_gradient_step_from_pictures_keeps_every_shape(face, share):
+    """Traced, not run: what comes out of `learn` is what went in, whoever has an encoder."""
+    words = {} if face is DQN else {"share_features_extractor": share}
+    config = face("CnnPolicy", policy_kwargs=TINY | words, **REPLAY)._config
+    discrete = face in (DQN, DiscreteSAC)
+    action = Space("discrete", (), "int32", n=(3,), start=(0,)) if discrete else Space("box", (3,), low=-1.0, high=1.0)
+    obs = jnp.zeros((4, 3, 6, 8), jnp.uint8)
+    batch = Batch(obs, jnp.zeros(4, jnp.int32) if discrete else jnp.zeros((4, 3)), jnp.zeros(4), jnp.zeros(4), obs)
+    state = jax.eval_shape(lambda: face.algorithm.init(config, Spec(Space.from_gymnasium(SMALL), action), jax.random.PRNGKey(0)))
+    after, *_ = jax.eval_shape(lambda state: face.algorithm.learn(config, state, batch), state)
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    assert [x.shape for x in jax.tree.leaves(after)] == [x.shape for x in jax.tree.leaves(state)]
 
 
 def test_what_policies_do_not_take():
@@ -132,7 +138,7 @@ def test_what_policies_do_not_take():
     with pytest.raises(ValueError, match="policy='MultiInputPolicy'"):
         PPO("CnnPolicy", Seeing(), **ROLLOUT)
     with pytest.raises(ValueError, match="observation 'eye': NatureCNN needs"):
-        PPO("MultiInputPolicy", Seeing(), **ROLLOUT)
+        PPO("MultiInputPolicy", Seeing({"eye": SMALL}), **ROLLOUT)
     with pytest.warns(UserWarning, match="flattens pictures.*CnnPolicy"):
         PPO("MlpPolicy", Flat(), policy_kwargs={"net_arch": [4]}, **ROLLOUT)
     scaled = Flat(spaces.Box(0, 1, (6, 8, 3), np.float32))

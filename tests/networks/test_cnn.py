@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from advantage.networks.cnn import ROWS, ImpalaCNN, NatureCNN, _halved, convolution
+from advantage.networks.cnn import ROWS, Conv, ImpalaCNN, NatureCNN, _halved
 from advantage.networks.extractors import CombinedExtractor
 from advantage.networks.mlp import Linear
 from advantage.types import Space
@@ -149,29 +149,23 @@ def test_any_leading_axes():
     np.testing.assert_allclose(last, expected[:, 0], atol=1e-6)
 
 
-def test_a_convolution_mapped_over_seeds():
-    """Values and both gradients are those of XLA's convolution, with weights for all or for each; of both strides."""
+@pytest.mark.parametrize(("stride", "kernel"), [(1, 3), (2, 4)])
+def test_a_convolution_is_xlas(stride, kernel):
+    """Values and gradients, mapped over seeds with weights of each; sides that the stride does not divide."""
     draw = np.random.default_rng(0)
-    for stride, kernel in ((1, 3), (2, 4)):
-        x, w = (jnp.asarray(draw.normal(size=shape), jnp.float32)
-                for shape in ((3, 2, 9, 8, 2), (3, kernel, kernel, 2, 5)))  # fmt: skip
+    shapes = (3, 2, 9, 8, 2), (3, kernel, kernel, 2, 5), (3, 5)
+    x, weight, bias = (jnp.asarray(draw.normal(size=shape), jnp.float32) for shape in shapes)
 
-        def plain(x, w):
-            return jax.lax.conv_general_dilated(x, w, (stride,) * 2, "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    def answers(function):
+        def total(x, weight, bias):
+            y = function(x, Conv(weight, bias, stride))
+            return jnp.sum(jnp.sin(y)), y
 
-        def both(function):
-            def total(x, w):
-                y = function(x, w)
-                return jnp.sum(jnp.sin(y)), y
+        return jax.jit(jax.vmap(jax.grad(total, (0, 1, 2), has_aux=True)))(x, weight, bias)
 
-            def mapped(x, w):
-                of_each = jax.vmap(jax.grad(total, (0, 1), has_aux=True))(x, w)
-                return of_each, jax.vmap(jax.grad(total, (0, 1), has_aux=True), (0, None))(x, w[0]), total(x[0], w[0])
-
-            return jax.jit(mapped)(x, w)
-
-        for ours, xlas in zip(*map(jax.tree.leaves, (both(lambda x, w: convolution(x, w, stride)), both(plain))), strict=True):
-            np.testing.assert_allclose(ours, xlas, atol=1e-4)
+    found, expected = answers(lambda x, layer: layer(x)), answers(lambda x, layer: convolved(x, layer, "VALID"))
+    for ours, xlas in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, xlas, atol=1e-4)
 
 
 def test_the_pool_by_hand():

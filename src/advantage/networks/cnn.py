@@ -13,7 +13,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.custom_batching import sequential_vmap
 from jaxtyping import Array, Float, Shaped
 
 from advantage.equations.distributions import Key
@@ -26,62 +25,29 @@ ROWS = 1024
 
 
 class Conv(eqx.Module):
-    """A convolution over `[N, H, W, I]` without padding."""
+    """A convolution over `[N, H, W, I]` without padding; the kernel is a multiple of the stride.
+
+    Written as a product of matrices. XLA's own convolution is ten times slower on a CPU where it stands in a loop, as in
+    every update, and three times where it is mapped over seeds, with weights of each.
+    """
 
     weight: Float[Array, "k k I O"]
     bias: Float[Array, " O"]
     stride: int = eqx.field(static=True)
 
     def __call__(self, x: Float[Array, "N H W I"]) -> Float[Array, "N P Q O"]:
-        return convolution(x, self.weight, self.stride) + self.bias.reshape(1, 1, 1, -1)
+        kernel, _, channels, outputs = self.weight.shape
+        rows, columns = (window(side, kernel, self.stride) for side in x.shape[1:3])
+        # Squares of `stride` pixels become channels, of which a kernel spans `across` in each direction.
+        across, depth = kernel // self.stride, self.stride**2 * channels
+        x = self._squares(x, rows + across - 1, columns + across - 1).reshape(len(x), -1, columns + across - 1, depth)
+        weight = self._squares(self.weight.reshape(1, kernel, kernel, -1), across, across).reshape(-1, outputs)
+        moved = [x[:, i : i + rows, j : j + columns] for i in range(across) for j in range(across)]
+        return jnp.concatenate(moved, axis=-1) @ weight + self.bias.reshape(1, 1, 1, -1)
 
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def convolution(x: Float[Array, "N H W I"], weight: Float[Array, "k k I O"], stride: int) -> Float[Array, "N P Q O"]:
-    """XLA's, but for two things that it does slowly on a CPU.
-
-    Mapped over seeds it would be one grouped convolution, which takes three times as long as one after the other. And
-    the weights' gradient would be a convolution whose kernel is as large as the picture: half as fast as products.
-    """
-    return sequential_vmap(functools.partial(_convolution, stride))(x, weight)
-
-
-def _convolution(stride: int, x: Float[Array, "N H W I"], weight: Float[Array, "k k I O"]) -> Float[Array, "N P Q O"]:
-    layout = ("NHWC", "HWIO", "NHWC")
-    return jax.lax.conv_general_dilated(x, weight, (stride, stride), "VALID", dimension_numbers=layout)
-
-
-def _convolution_backward(stride: int, saved: tuple[Array, Array], gradient: Float[Array, "N P Q O"]) -> tuple[Array, Array]:
-    """Gradients by pictures and by weights."""
-
-    @sequential_vmap
-    def by_pictures(x: Array, weight: Array, gradient: Array) -> Array:
-        return jax.linear_transpose(lambda x: _convolution(stride, x, weight), x)(gradient)[0]
-
-    @sequential_vmap
-    def by_weights(x: Array, weight: Array, gradient: Array) -> Array:
-        def transposed(x: Array, weight: Array, gradient: Array) -> Array:
-            return jax.linear_transpose(lambda weight: _convolution(stride, x, weight), weight)(gradient)[0]
-
-        # With a stride the kernels are large: more products to compile, and less to win.
-        on_cpu = _products if stride == 1 else transposed
-        return jax.lax.platform_dependent(x, weight, gradient, cpu=on_cpu, default=transposed)
-
-    return by_pictures(*saved, gradient), by_weights(*saved, gradient)
-
-
-def _products(x: Array, weight: Array, gradient: Array) -> Array:
-    """The weights' gradient at stride 1, a product of matrices for each place of the kernel."""
-    rows, columns, outputs = gradient.shape[1:]
-
-    def product(i: int, j: int) -> Array:
-        return x[:, i : i + rows, j : j + columns].reshape(-1, x.shape[-1]).T @ gradient.reshape(-1, outputs)
-
-    places = range(len(weight))
-    return jnp.stack([product(i, j) for i in places for j in places]).reshape(weight.shape)
-
-
-convolution.defvjp(lambda x, weight, stride: (convolution(x, weight, stride), (x, weight)), _convolution_backward)
+    def _squares(self, x: Float[Array, "N H W F"], rows: int, columns: int) -> Float[Array, "N R S s s F"]:
+        x = x[:, : rows * self.stride, : columns * self.stride]
+        return x.reshape(len(x), rows, self.stride, columns, self.stride, -1).transpose(0, 1, 3, 2, 4, 5)
 
 
 class NatureCNN(eqx.Module):
@@ -274,7 +240,7 @@ def _same(layer: Conv, x: Float[Array, "N H W I"]) -> Float[Array, "N H W O"]:
 
 
 def _halved(x: Float[Array, "N H W C"]) -> Float[Array, "N P Q C"]:
-    """The largest value of each 3 x 3 window, at every second place; slices since XLA's own gradient is slow on a CPU."""
+    """The largest value of each 3 x 3 window, at every second place; slices since XLA's own has a slow gradient on a CPU."""
     for axis in (1, 2):
         places = -(-x.shape[axis] // 2)
         border = 2 * places + 1 - x.shape[axis]  # 1 or 2
