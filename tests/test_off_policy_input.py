@@ -112,8 +112,6 @@ def test_words_of_policy_kwargs():
     words = {"net_arch": [4], "dropout_rate": np.float32(0.25), "share_features_extractor": False}
     model = SAC("MlpPolicy", "Pendulum-v1", policy_kwargs=words, **small)
     assert type(model._config.dropout_rate) is float
-    with pytest.raises(ValueError, match="share_features_extractor'. has to be False"):
-        SAC("MlpPolicy", "Pendulum-v1", policy_kwargs={"share_features_extractor": True}, **small)
     CrossQ("MlpPolicy", None, policy_kwargs={"batch_norm": True}, **small)
     with pytest.raises(ValueError, match="batch_norm"):
         CrossQ("MlpPolicy", None, policy_kwargs={"batch_norm": False}, **small)

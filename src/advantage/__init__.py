@@ -30,6 +30,9 @@ _HOME = {
     "DummyVecEnv": "advantage.envs.vec_env",
     "SubprocVecEnv": "advantage.envs.subproc",
     "make_vec_env": "advantage.envs.vec_env",
+    "NatureCNN": "advantage.networks.cnn",
+    "ImpalaCNN": "advantage.networks.cnn",
+    "CombinedExtractor": "advantage.networks.extractors",
     "VecNormalize": "advantage.envs.normalise",
     "sync_envs_normalization": "advantage.envs.normalise",
     "check_env": "advantage.envs.check",
@@ -88,6 +91,8 @@ if TYPE_CHECKING:
     from advantage.memory.goals import HerReplayBuffer
     from advantage.memory.prioritised import PrioritizedReplayBuffer
     from advantage.models import A2C, ALGORITHMS, DDPG, DQN, PPO, REINFORCE, SAC, TD3, TQC, TRPO, CrossQ, DiscreteSAC
+    from advantage.networks.cnn import ImpalaCNN, NatureCNN
+    from advantage.networks.extractors import CombinedExtractor
     from advantage.training.callbacks import BaseCallback, CallbackList
     from advantage.training.evaluation import evaluate_policy
     from advantage.training.ready_callbacks import (

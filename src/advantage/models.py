@@ -47,6 +47,7 @@ from advantage.memory.prioritised import PrioritizedReplayBuffer
 from advantage.memory.replayed import WINDOWS, kind_of, with_memory
 from advantage.memory.sequences import check_windows
 from advantage.memory.settings import replay_settings
+from advantage.networks.extractors import check_policy, with_policy
 from advantage.networks.policy_kwargs import network_fields
 from advantage.networks.recurrent import Recurrence
 from advantage.platform import room_on
@@ -105,7 +106,7 @@ HIDDEN_FIELDS = {
     "net_arch", "activation_fn", "ortho_init", "log_std_init", "full_std", "use_expln",
     "features_extractor", "exploration_rate", "n_critics", "clip_mean", "n_quantiles",
     "batch_norm_momentum", "batch_norm_eps", "renorm_warmup_steps", "replay_beta",
-    "block", "layer_norm", "dropout_rate", "recurrence",
+    "block", "layer_norm", "dropout_rate", "recurrence", "share_features_extractor",
 }  # fmt: skip
 
 
@@ -158,7 +159,8 @@ class Model:
             _prioritised=replay if isinstance(replay, PrioritizedReplayBuffer) else None,
         )  # fmt: skip
         self._set(_config=None, _schedules={})
-        fields = {**_recurrence(policy), **network_fields(self.algorithm.Config, self.policy_kwargs), **fields}
+        words = with_policy(self.policy_name, self.algorithm.Config, self.policy_kwargs)
+        fields = {**_recurrence(policy), **network_fields(self.algorithm.Config, words), **fields}
         if "recurrence" in fields and not _remembers(policy):
             words = sorted(set(Recurrence._fields) & set(self.policy_kwargs))
             raise ValueError(f"policy_kwargs[{words[0]!r}] is for recurrent policies: use 'MlpLstmPolicy', or leave it out")
@@ -654,11 +656,7 @@ class Model:
                         f"env's {name} space is {theirs.to_gymnasium()}, the model's {ours.to_gymnasium()}:"
                         " give an environment of the same spaces, or train a new model"
                     )
-        if self.policy_name == "CnnPolicy":
-            raise ValueError("policy='CnnPolicy' is not built yet: use 'MlpPolicy' with a features_extractor_class")
-        if spec.observation.kind == "dict" and self.policy_name.startswith("Mlp"):
-            fit = self.policy_name.replace("Mlp", "MultiInput")
-            raise ValueError(f"policy={self.policy_name!r} takes no Dict observations: use {fit!r}")
+        notes = check_policy(self.policy_name, spec.observation, self._config.features_extractor)
         episodes = getattr(self._config, "episodes_per_update", None) is not None
         if episodes and (fused or num_envs * self.num_seeds > 1):
             raise ValueError(
@@ -674,7 +672,7 @@ class Model:
             )
         if _remembers(self.policy_name):
             self._check_memory(num_envs)
-        for note in self._config.check(spec, num_envs):
+        for note in notes + self._config.check(spec, num_envs):
             warnings.warn(note, UserWarning, stacklevel=5)
         self._check_room(spec, num_envs)
 
@@ -684,6 +682,11 @@ class Model:
             raise ValueError(
                 f"replay_buffer_class={self.replay_buffer_class.__name__} cannot be used with policy={self.policy_name!r},"
                 " which remembers whole sequences as they happened: leave it out"
+            )
+        if self._config.share_features_extractor:
+            raise ValueError(
+                f"policy_kwargs['share_features_extractor'] cannot be True with policy={self.policy_name!r}, whose actor"
+                " and critics remember for themselves: leave it out"
             )
         check_windows(self._config, num_envs)
 

@@ -111,8 +111,9 @@ class Space:
         return np.zeros(leading + self.shape, self.dtype)
 
     def is_image(self) -> bool:
-        """Whether this is an 8-bit picture `[height, width, channels]` or `[channels, height, width]`."""
-        return self.kind == "box" and self.dtype == "uint8" and len(self.shape) == 3
+        """Whether this is an 8-bit picture `[height, width, channels]` or `[channels, height, width]`, of 0 to 255."""
+        eight_bits = self.dtype == "uint8" and (self.low, self.high) == (0.0, 255.0)
+        return self.kind == "box" and eight_bits and len(self.shape) == 3
 
 
 @dataclasses.dataclass(frozen=True)

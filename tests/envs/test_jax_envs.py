@@ -11,7 +11,7 @@ import pytest
 from advantage.envs import jax as jax_envs
 from advantage.envs.classic import CartPole, CartPoleState, Pendulum, PendulumState
 from advantage.envs.jax import Transition, is_jax_env, make_jax, reset_envs, step_envs
-from advantage.envs.probes import ContinuousTarget, Endings, Match, Recall, TimeLimitLoop
+from advantage.envs.probes import ContinuousTarget, Endings, Match, Picture, Recall, TimeLimitLoop
 from advantage.types import Space, Spec
 
 PROBES = [id for id in jax_envs._CLASSES if "Probe" in id]
@@ -216,6 +216,9 @@ def best_action(env, obs, state):
         return (obs[:, 0] > 0.0).astype(jnp.int32)
     if isinstance(env, ContinuousTarget):
         return env.target(obs)
+    if isinstance(env, Picture):
+        right = jnp.argmax(obs[:, 0, :, 0], axis=1) >= 18
+        return jnp.where(right, 0.5, -0.5)[:, None] if env.continuous else right.astype(jnp.int32)
     if env.spec.action.kind == "box":
         return jnp.zeros((len(obs), 1), jnp.float32)
     return jnp.ones(len(obs), jnp.int32)

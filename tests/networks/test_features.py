@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from advantage.networks.features import Flatten
+from advantage.networks.features import Flatten, Frozen
+from advantage.networks.mlp import Linear
 from advantage.types import Space
 
 SB3 = np.load(Path(__file__).parents[1] / "oracles" / "sb3.npz")
@@ -64,11 +65,13 @@ def test_discrete_features_begin_at_their_start():
 
 
 def test_pictures_are_scaled():
-    """8-bit pictures to 0..1; 8-bit vectors, and pictures of floats, as they are."""
+    """8-bit pictures to 0..1; 8-bit vectors, and bytes that are no shades, as they are, as in SB3."""
     picture = Space.from_gymnasium(spaces.Box(0, 255, (2, 2, 1), np.uint8))
     np.testing.assert_array_equal(Flatten(picture)(jnp.full((1, 2, 2, 1), 255, jnp.uint8)), np.ones((1, 4)))
     vector = Space.from_gymnasium(spaces.Box(0, 255, (2,), np.uint8))
     np.testing.assert_array_equal(Flatten(vector)(jnp.full((1, 2), 255, jnp.uint8)), np.full((1, 2), 255.0))
+    bits = Space.from_gymnasium(spaces.Box(0, 1, (2, 2, 1), np.uint8))
+    np.testing.assert_array_equal(Flatten(bits)(jnp.ones((1, 2, 2, 1), jnp.uint8)), np.ones((1, 4)))
 
 
 def test_features_can_be_compiled():
@@ -76,3 +79,11 @@ def test_features_can_be_compiled():
     features = Flatten(Space.from_gymnasium(SPACES["box"]))
     assert jax.tree.leaves(features) == []
     np.testing.assert_array_equal(jax.jit(lambda f, x: f(x))(features, jnp.ones((3, 2, 2))), np.ones((3, 4)))
+
+
+def test_frozen_features_have_no_gradient():
+    """They are the encoder's, and what is learned from them leaves it alone."""
+    frozen = Frozen(Linear(jnp.full((3, 2), 0.5), jnp.zeros(2)))
+    np.testing.assert_array_equal(frozen(jnp.ones((4, 3))), np.full((4, 2), 1.5))
+    gradient = jax.grad(lambda frozen: jnp.sum(jnp.square(frozen(jnp.ones((4, 3))))))(frozen)
+    assert not any(np.any(x) for x in jax.tree.leaves(gradient))

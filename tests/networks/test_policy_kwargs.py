@@ -145,8 +145,6 @@ def test_unknown_words_name_the_nearest():
         network_fields(dqn.Config, {"log_std_init": 0.0})
     with pytest.raises(TypeError, match="learning_rate"):
         network_fields(ppo.Config, {"learning_rate": 1e-3})
-    with pytest.raises(ValueError, match="share_features_extractor"):
-        network_fields(ppo.Config, {"share_features_extractor": False})
 
 
 @pytest.mark.parametrize("word", ["n_steps", "gamma", "batch_size", "clip_range"])

@@ -29,6 +29,7 @@ from advantage.networks.batch_norm import (
     train_critics,
 )
 from advantage.networks.continuous import Critics, GaussianActor, Widths, critics, gaussian_actor
+from advantage.networks.features import tied
 from advantage.networks.mlp import Activation
 from advantage.networks.optimisers import Optimizer, adam, adam_crossq, descend
 from advantage.networks.temperature import check_temperature, initial_log_alpha, temperature, temperature_step
@@ -125,6 +126,7 @@ class Config(eqx.Module):
     use_expln: bool = eqx.field(static=True, default=False)  # gSDE: expln in place of exp
     clip_mean: Scalar = eqx.field(static=True, default=2.0)  # gSDE: bound of the Gaussian's mean
     features_extractor: Callable[..., eqx.Module] | None = eqx.field(static=True, default=None)
+    share_features_extractor: bool = eqx.field(static=True, default=False)  # one encoder, which the critics learn
     optimizer: Optimizer = eqx.field(static=True, default=adam_crossq)  # function of the learning rate
     actor: Callable[..., Any] = eqx.field(static=True, default=gaussian_actor)
     critics: Callable[..., Any] = eqx.field(static=True, default=critics)
@@ -187,6 +189,7 @@ def init(config: Config, spec: Spec, key: Key) -> State:
     critics = config.critics(
         spec, critics_key, net_arch=config.net_arch.qf, n_critics=config.n_critics, **common
     )
+    actor = tied(config, actor, critics)
     log_alpha = initial_log_alpha(config.ent_coef)
     optimizers = Optimizers(
         optimisers.init(config.optimizer, actor),
@@ -226,6 +229,7 @@ def learn(config: Config, state: State, batch: Batch) -> tuple[State, Metrics, F
     critics, optimizer, applied = _descend(config, state.critics, gradients, state.optimizer.critics)
     n_updates = state.n_updates + 1
     state = state._replace(
+        actor=tied(config, state.actor, critics),
         critics=critics,
         running=state.running._replace(critics=_kept(applied, statistics, state.running.critics)),
         optimizer=state.optimizer._replace(critics=optimizer),

@@ -23,6 +23,7 @@ from advantage.networks.acting import Actor
 from advantage.networks.acting import act_deterministic as act  # adds noise
 from advantage.networks.acting import deterministic_carry as initial_carry
 from advantage.networks.continuous import Critics, DeterministicActor, Widths, critics, deterministic_actor
+from advantage.networks.features import tied
 from advantage.networks.mlp import Activation
 from advantage.networks.optimisers import Optimizer, adam, descend
 from advantage.networks.recurrent import Recurrence
@@ -72,6 +73,7 @@ class Config(eqx.Module):
     activation_fn: Activation = eqx.field(static=True, default=jax.nn.relu)  # between hidden layers
     features_extractor: Callable[..., eqx.Module] | None = eqx.field(static=True, default=None)
     recurrence: Recurrence | None = eqx.field(static=True, default=None)  # how a recurrent policy remembers
+    share_features_extractor: bool = eqx.field(static=True, default=False)  # one encoder, which the critics learn
     optimizer: Optimizer = eqx.field(static=True, default=adam)  # function of the learning rate
     actor: Callable[..., Any] = eqx.field(static=True, default=deterministic_actor)
     critics: Callable[..., Any] = eqx.field(static=True, default=critics)
@@ -117,6 +119,7 @@ def init(config: Config, spec: Spec, key: Key) -> State:
     common = {"activation": config.activation_fn, "features": config.features_extractor}
     actor = config.actor(spec, actor_key, net_arch=config.net_arch.pi, **common)
     critics = config.critics(spec, critics_key, net_arch=config.net_arch.qf, n_critics=1, **common)
+    actor = tied(config, actor, critics)
     optimizers = Optimizers(*[optimisers.init(config.optimizer, network) for network in (actor, critics)])
     # Their own buffers: all are donated.
     target_actor, target_critics = jax.tree.map(jnp.copy, (actor, critics))
@@ -143,11 +146,12 @@ def learn(config: Config, state: State, batch: Batch) -> tuple[State, Metrics, F
     )
     priorities = td_errors(state.critics.first(batch.obs, batch.action)[None], target)
     critics, critics_optimizer, critics_applied = _descend(config, state.critics, gradients, state.optimizer.critics)
+    actor = tied(config, state.actor, critics)
     # As in SB3 the actor follows the critic that has just been improved.
     metrics["train/actor_loss"], gradients = jax.value_and_grad(config.actor_loss, argnums=1)(
-        config, state.actor, critics, batch
+        config, actor, critics, batch
     )
-    actor, actor_optimizer, actor_applied = _descend(config, state.actor, gradients, state.optimizer.actor)
+    actor, actor_optimizer, actor_applied = _descend(config, actor, gradients, state.optimizer.actor)
     metrics[NONFINITE] = (~(critics_applied & actor_applied)).astype(jnp.float32)
     new = state._replace(
         actor=actor,

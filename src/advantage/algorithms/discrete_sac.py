@@ -20,6 +20,7 @@ from advantage.memory.uniform import Batch
 from advantage.networks import optimisers
 from advantage.networks.continuous import Widths
 from advantage.networks.discrete import CategoricalActor, DiscreteCritics, categorical_actor, discrete_critics
+from advantage.networks.features import tied
 from advantage.networks.mlp import Activation
 from advantage.networks.optimisers import Optimizer, adam, descend
 from advantage.networks.temperature import check_temperature, initial_log_alpha, temperature, temperature_step
@@ -83,6 +84,7 @@ class Config(eqx.Module):
     activation_fn: Activation = eqx.field(static=True, default=jax.nn.relu)  # between hidden layers
     n_critics: int = eqx.field(static=True, default=2)  # of which the least value counts
     features_extractor: Callable[..., eqx.Module] | None = eqx.field(static=True, default=None)
+    share_features_extractor: bool = eqx.field(static=True, default=False)  # one encoder, which the critics learn
     optimizer: Optimizer = eqx.field(static=True, default=adam)  # function of the learning rate
     actor: Callable[..., Any] = eqx.field(static=True, default=categorical_actor)
     critics: Callable[..., Any] = eqx.field(static=True, default=discrete_critics)
@@ -131,6 +133,7 @@ def init(config: Config, spec: Spec, key: Key) -> State:
     critics = config.critics(
         spec, critics_key, net_arch=config.net_arch.qf, n_critics=config.n_critics, **common
     )
+    actor = tied(config, actor, critics)
     log_alpha = initial_log_alpha(config.ent_coef)
     optimizers = Optimizers(
         optimisers.init(config.optimizer, actor),
@@ -186,11 +189,12 @@ def learn(config: Config, state: State, batch: Batch) -> tuple[State, Metrics, F
     )
     priorities = td_errors(taken_values(state.critics, batch), target)
     critics, critics_optimizer, critics_applied = _descend(config, state.critics, gradients, state.optimizer.critics)
+    actor = tied(config, state.actor, critics)
     # As in SB3 the actor follows the critics that have just been improved, all with the temperature of before.
     (policy_loss, entropy), gradients = jax.value_and_grad(config.actor_loss, argnums=1, has_aux=True)(
-        config, state.actor, critics, alpha, batch
+        config, actor, critics, alpha, batch
     )
-    actor, actor_optimizer, actor_applied = _descend(config, state.actor, gradients, state.optimizer.actor)
+    actor, actor_optimizer, actor_applied = _descend(config, actor, gradients, state.optimizer.actor)
     log_alpha, alpha_optimizer, alpha_loss = temperature_step(
         config,
         state.log_alpha,

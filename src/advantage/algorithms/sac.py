@@ -22,6 +22,7 @@ from advantage.networks import optimisers
 from advantage.networks.acting import Actor, Carry, squashed_actor, squashed_carry
 from advantage.networks.acting import act_squashed as act  # samples within [-1, 1]
 from advantage.networks.continuous import Critics, GaussianActor, Widths, critics, gaussian_actor
+from advantage.networks.features import tied
 from advantage.networks.mlp import Activation
 from advantage.networks.optimisers import Optimizer, adam, descend
 from advantage.networks.recurrent import Recurrence
@@ -94,6 +95,7 @@ class Config(eqx.Module):
     clip_mean: Scalar = eqx.field(static=True, default=2.0)  # gSDE: bound of the Gaussian's mean
     features_extractor: Callable[..., eqx.Module] | None = eqx.field(static=True, default=None)
     recurrence: Recurrence | None = eqx.field(static=True, default=None)  # how a recurrent policy remembers
+    share_features_extractor: bool = eqx.field(static=True, default=False)  # one encoder, which the critics learn
     optimizer: Optimizer = eqx.field(static=True, default=adam)  # function of the learning rate
     actor: Callable[..., Any] = eqx.field(static=True, default=gaussian_actor)
     critics: Callable[..., Any] = eqx.field(static=True, default=critics)
@@ -147,6 +149,7 @@ def init(config: Config, spec: Spec, key: Key) -> State:
     critics = config.critics(
         spec, critics_key, net_arch=config.net_arch.qf, n_critics=config.n_critics, layers=layers, **common
     )
+    actor = tied(config, actor, critics)
     log_alpha = initial_log_alpha(config.ent_coef)
     optimizers = Optimizers(
         optimisers.init(config.optimizer, actor),
@@ -184,11 +187,12 @@ def learn(config: Config, state: State, batch: Batch) -> tuple[State, Metrics, F
     )
     priorities = td_errors(state.critics(batch.obs, batch.action, critic_key), target)
     critics, critics_optimizer, critics_applied = _descend(config, state.critics, gradients, state.optimizer.critics)
+    actor = tied(config, state.actor, critics)
     # As in SB3 the actor follows the critics that have just been improved, all with the temperature of before.
     (policy_loss, log_prob), gradients = jax.value_and_grad(config.actor_loss, argnums=1, has_aux=True)(
-        config, state.actor, critics, alpha, batch, actor_key
+        config, actor, critics, alpha, batch, actor_key
     )
-    actor, actor_optimizer, actor_applied = _descend(config, state.actor, gradients, state.optimizer.actor)
+    actor, actor_optimizer, actor_applied = _descend(config, actor, gradients, state.optimizer.actor)
     log_alpha, alpha_optimizer, alpha_loss = temperature_step(
         config,
         state.log_alpha,

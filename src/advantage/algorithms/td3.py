@@ -23,6 +23,7 @@ from advantage.networks.acting import Actor
 from advantage.networks.acting import act_deterministic as act  # adds noise
 from advantage.networks.acting import deterministic_carry as initial_carry
 from advantage.networks.continuous import Critics, DeterministicActor, Widths, critics, deterministic_actor
+from advantage.networks.features import tied
 from advantage.networks.mlp import Activation
 from advantage.networks.optimisers import Optimizer, adam, descend
 from advantage.networks.recurrent import Recurrence
@@ -87,6 +88,7 @@ class Config(eqx.Module):
     dropout_rate: float = eqx.field(static=True, default=0.0)  # of the critics' hidden units; DroQ: 0.01
     features_extractor: Callable[..., eqx.Module] | None = eqx.field(static=True, default=None)
     recurrence: Recurrence | None = eqx.field(static=True, default=None)  # how a recurrent policy remembers
+    share_features_extractor: bool = eqx.field(static=True, default=False)  # one encoder, which the critics learn
     optimizer: Optimizer = eqx.field(static=True, default=adam)  # function of the learning rate
     actor: Callable[..., Any] = eqx.field(static=True, default=deterministic_actor)
     critics: Callable[..., Any] = eqx.field(static=True, default=critics)
@@ -138,6 +140,7 @@ def init(config: Config, spec: Spec, key: Key) -> State:
     critics = config.critics(
         spec, critics_key, net_arch=config.net_arch.qf, n_critics=config.n_critics, layers=layers, **common
     )
+    actor = tied(config, actor, critics)
     optimizers = Optimizers(*[optimisers.init(config.optimizer, network) for network in (actor, critics)])
     # Their own buffers: all are donated.
     target_actor, target_critics = jax.tree.map(jnp.copy, (actor, critics))
@@ -168,7 +171,11 @@ def learn(config: Config, state: State, batch: Batch) -> tuple[State, Metrics, F
     critics, optimizer, applied = _descend(config, state.critics, gradients, state.optimizer.critics)
     n_updates = state.n_updates + 1
     state = state._replace(
-        critics=critics, optimizer=state.optimizer._replace(critics=optimizer), n_updates=n_updates, key=key
+        actor=tied(config, state.actor, critics),
+        critics=critics,
+        optimizer=state.optimizer._replace(critics=optimizer),
+        n_updates=n_updates,
+        key=key,
     )
     due = (n_updates % config.policy_delay == 0) & applied
     state, actor_applied = jax.lax.cond(

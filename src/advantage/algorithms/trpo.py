@@ -85,6 +85,7 @@ class Config(eqx.Module):
     full_std: bool = eqx.field(static=True, default=True)  # gSDE: a deviation per action component
     use_expln: bool = eqx.field(static=True, default=False)  # gSDE: expln in place of exp
     features_extractor: Callable[..., eqx.Module] | None = eqx.field(static=True, default=None)
+    share_features_extractor: bool = eqx.field(static=True, default=True)  # between policy and value function
     optimizer: Optimizer = eqx.field(static=True, default=adam_ppo)  # of the value function
     network: Callable[..., Any] = eqx.field(static=True, default=actor_critic)
 

@@ -168,6 +168,7 @@ _CLASSES = {
         "Endings": ({}, {"continuous": True}),
         "ContinuousTarget": ({},),
         "Recall": ({},),
+        "Picture": ({}, {"continuous": True}),
     }.items()
     for options in variants
 }

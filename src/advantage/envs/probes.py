@@ -15,7 +15,7 @@ from typing import ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
+from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped, UInt8
 
 from advantage.envs.jax import Transition
 from advantage.types import Space, Spec
@@ -360,3 +360,46 @@ class Recall:
         """V* = gamma^(steps left), for a policy that remembers."""
         steps = np.round(np.asarray(obs, np.float64)[..., 1] * self.delay)
         return np.asarray(gamma ** (self.delay - steps))
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """One step; the action has to say on which half of an 8-bit picture a bright column stands: V* = 1.
+
+    Reward 1 for action 1 exactly where it stands on the right, else 0; with a Box action in [-1, 1] it is
+    1 - (action - target)^2, target 0.5 on the right and -0.5 on the left. All that is known is in the picture
+    `[36, 36, 1]`, the smallest that DQN's CNN takes. Tests that policies see pictures.
+    """
+
+    continuous: bool = False
+    side: ClassVar[int] = 36
+
+    @property
+    def id(self) -> str:
+        return _name("Picture", self.continuous)
+
+    @property
+    def spec(self) -> Spec:
+        return Spec(Space("box", (self.side, self.side, 1), "uint8", 0.0, 255.0), _ignored(self.continuous))
+
+    def reset(self, key: PRNGKeyArray) -> tuple[Int[Array, ""], UInt8[Array, "H W 1"]]:
+        """The column stands anywhere."""
+        column = jax.random.randint(key, (), 0, self.side, jnp.int32)
+        return column, self._drawn(column)
+
+    def step(self, env_state: Int[Array, ""], action: Array, key: PRNGKeyArray) -> tuple[Int[Array, ""], Transition]:
+        """Reward by side, the end."""
+        right = env_state >= self.side // 2
+        if self.continuous:
+            reward = 1.0 - jnp.square(action[0] - jnp.where(right, 0.5, -0.5).astype(jnp.float32))
+        else:
+            reward = ((action == 1) == right).astype(jnp.float32)
+        return env_state, Transition(self._drawn(env_state), reward, _flag(True), _flag(False))
+
+    def _drawn(self, column: Int[Array, ""]) -> UInt8[Array, "H W 1"]:
+        bright = (jnp.arange(self.side, dtype=jnp.int32) == column).astype(jnp.uint8) * jnp.uint8(255)
+        return jnp.broadcast_to(bright[None, :, None], (self.side, self.side, 1))
+
+    def value(self, obs: Shaped[np.ndarray | Array, "... H W 1"], gamma: float) -> Values:
+        """V* = 1: the column's side is seen."""
+        return np.ones(np.shape(obs)[:-3])

@@ -150,6 +150,8 @@ def spec_of(env: Any) -> Spec:
 
 def policy_of(spec: Spec) -> str:
     """The policy that takes such observations."""
+    if spec.observation.is_image() and sorted(spec.observation.shape)[1] >= 36:  # the least that DQN's CNN takes
+        return "CnnPolicy"
     return "MultiInputPolicy" if spec.observation.kind == "dict" else "MlpPolicy"
 
 

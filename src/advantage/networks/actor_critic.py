@@ -77,18 +77,20 @@ class Actor(eqx.Module):
 
 
 class ActorCritic(eqx.Module):
-    """An actor and a value function over the same features and trunk."""
+    """An actor and a value function, over the same features and trunk unless the latter has features of its own."""
 
     actor: Actor
     hidden: MLP
     head: Linear
+    features: eqx.Module | None = None  # the value function's own; None: the actor's
 
     def value(self, obs: PyTree) -> Float[Array, "*batch"]:
         """`V(s)`."""
-        return self.value_of(self.actor.trunk(self.actor.features(obs)))
+        shared = self.actor.trunk(self.actor.features(obs)) if self.features is None else self.features(obs)
+        return self.value_of(shared)
 
     def value_of(self, shared: Float[Array, "*batch F"]) -> Float[Array, "*batch"]:
-        """`V(s)` from the trunk's output."""
+        """`V(s)` from the trunk's output, or from the value function's own features."""
         return self.head(self.hidden(shared))[..., 0]
 
     def both(
@@ -96,7 +98,8 @@ class ActorCritic(eqx.Module):
     ) -> tuple[Distribution, Float[Array, "*batch"]]:
         """Distribution and value from one pass through features and trunk."""
         shared = self.actor.trunk(self.actor.features(obs))
-        return self.actor.distribution(self.actor.hidden(shared), action_mask), self.value_of(shared)
+        valued = shared if self.features is None else self.features(obs)
+        return self.actor.distribution(self.actor.hidden(shared), action_mask), self.value_of(valued)
 
 
 def actor_critic(
@@ -111,11 +114,12 @@ def actor_critic(
     full_std: bool = True,
     use_expln: bool = False,
     features: eqx.Module | None = None,
+    value_features: eqx.Module | None = None,
 ) -> ActorCritic:
     """SB3's `ActorCriticPolicy`: tanh layers, orthogonal with gains sqrt(2), 0.01 (policy), 1 (value).
 
     `features` replaces the flattening of observations: a module with `size` that maps `[*batch, ...]`
-    to `[*batch, size]`.
+    to `[*batch, size]`. `value_features` are those of the value function, where it has its own.
     """
     features = Flatten(spec.observation) if features is None else features
     shared, pi, vf = net_arch
@@ -133,7 +137,7 @@ def actor_critic(
         shape = (latent, actions if full_std else 1) if use_sde else (actions,)
         log_std = jnp.full(shape, log_std_init, jnp.float32)
     actor = Actor(features, trunk, policy, head, log_std, spec.action, use_expln)
-    return ActorCritic(actor, value, value_head)
+    return ActorCritic(actor, value, value_head, value_features)
 
 
 def action_parameters(space: Space) -> int:

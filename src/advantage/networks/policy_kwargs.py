@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from advantage.networks import optimisers
 from advantage.networks.actor_critic import Architecture
 from advantage.networks.continuous import Widths
+from advantage.networks.extractors import extractor_of
 from advantage.networks.mlp import Activation
 from advantage.networks.recurrent import Recurrence, recurrence
 
@@ -33,12 +34,14 @@ ACTIVATIONS: dict[str, Activation] = {
 WORDS = (
     "net_arch", "activation_fn", "ortho_init", "log_std_init", "full_std", "use_expln", "n_critics", "clip_mean",
     "n_quantiles", "batch_norm_momentum", "batch_norm_eps", "renorm_warmup_steps",
-    "block", "layer_norm", "dropout_rate",
+    "block", "layer_norm", "dropout_rate", "share_features_extractor",
 )  # fmt: skip
 
 # Words that need nothing done, with the only value that means so.
-NEUTRAL = {"normalize_images": True, "share_features_extractor": True, "squash_output": False}
+NEUTRAL = {"share_features_extractor": True, "squash_output": False}
 LSTM_NEUTRAL = {"shared_lstm": False, "enable_critic_lstm": True}
+
+EXTRACTOR_WORDS = ("features_extractor_class", "features_extractor_kwargs", "normalize_images")
 
 
 def network_fields(config_class: type, policy_kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -50,17 +53,16 @@ def network_fields(config_class: type, policy_kwargs: Mapping[str, Any]) -> dict
     """
     defaults = {field.name: field.default for field in dataclasses.fields(config_class)}
     given, fields = dict(policy_kwargs), {}
-    # Off-policy actors and critics of continuous control have features of their own, as SB3's by default.
-    shares = not isinstance(defaults.get("net_arch"), Widths)
-    neutral = NEUTRAL | {"share_features_extractor": shares} | (LSTM_NEUTRAL if "recurrence" in defaults else {})
-    for name, only in neutral.items():
-        if given.pop(name, only) != only:
+    for name, only in (NEUTRAL | (LSTM_NEUTRAL if "recurrence" in defaults else {})).items():
+        if name not in defaults and given.pop(name, only) != only:
             raise ValueError(f"policy_kwargs[{name!r}] has to be {only} here: leave it out")
     if "batch_norm_momentum" in defaults and not given.pop("batch_norm", True):
         raise ValueError("policy_kwargs['batch_norm'] has to be True for CrossQ: it takes the targets' place; use SAC")
-    extractor, extractor_kwargs = given.pop("features_extractor_class", None), given.pop("features_extractor_kwargs", {})
+    chosen, options = given.pop("features_extractor_class", None), given.pop("features_extractor_kwargs", None) or {}
+    ortho_init = given.get("ortho_init", defaults.get("ortho_init", False))
+    extractor = extractor_of(chosen, options, given.pop("normalize_images", True), ortho_init)
     if extractor is not None:
-        fields["features_extractor"] = functools.partial(extractor, **extractor_kwargs)
+        fields["features_extractor"] = extractor
     if "recurrence" in defaults and (words := {name: given.pop(name) for name in Recurrence._fields if name in given}):
         fields["recurrence"] = recurrence(words)
     optimizer, options = given.pop("optimizer_class", None), given.pop("optimizer_kwargs", {})
@@ -70,7 +72,7 @@ def network_fields(config_class: type, policy_kwargs: Mapping[str, Any]) -> dict
         if name not in WORDS or name not in defaults:
             known = [word for word in WORDS if word in defaults]
             known += Recurrence._fields if "recurrence" in defaults else ()
-            near = difflib.get_close_matches(name, [*known, *NEUTRAL, "features_extractor_class"], n=1)
+            near = difflib.get_close_matches(name, [*known, *NEUTRAL, *EXTRACTOR_WORDS], n=1)
             raise TypeError(f"policy_kwargs has no {name!r} here" + (f": did you mean {near[0]!r}?" if near else ""))
         if name == "net_arch":
             value = _net_arch(defaults[name], value)

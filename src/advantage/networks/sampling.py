@@ -10,12 +10,12 @@ from jaxtyping import Array
 from advantage.equations.distributions import Key
 from advantage.equations.noise import HeldNoise, due_noise, held_noise, state_dependent_noise
 from advantage.networks.actor_critic import Actor, ActorCritic
+from advantage.networks.extractors import extracted
 from advantage.types import Observed, Spec
 
 
 def fresh_network(config: Any, spec: Spec, key: Key, features_key: Key) -> ActorCritic:
     """`config.network` with what `config` says of it."""
-    extractor = config.features_extractor
     return config.network(
         spec,
         key,
@@ -26,7 +26,7 @@ def fresh_network(config: Any, spec: Spec, key: Key, features_key: Key) -> Actor
         use_sde=config.use_sde,
         full_std=config.full_std,
         use_expln=config.use_expln,
-        features=None if extractor is None else extractor(spec.observation, features_key),
+        **extracted(config, spec.observation, features_key),
     )
 
 

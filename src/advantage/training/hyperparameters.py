@@ -17,6 +17,7 @@ from advantage.equations.returns import Scalar
 from advantage.equations.schedules import Linear, Schedule, Table, parse
 from advantage.networks.actor_critic import Architecture
 from advantage.networks.continuous import Widths
+from advantage.networks.extractors import named as extractor_named
 from advantage.networks.optimisers import named
 from advantage.networks.policy_kwargs import ACTIVATIONS
 from advantage.networks.recurrent import Recurrence, recurrence
@@ -185,6 +186,8 @@ def undescribe(default: Any, plain: Mapping[str, Any], labels: Mapping[str, Any]
             values[name] = named(stored[1], tuple((k, _tuple(v)) for k, v in stored[2]))
         elif isinstance(stored, list) and stored[0] == "noise":
             values[name] = NOISE[stored[1]](**dict(stored[2]))
+        elif isinstance(stored, list) and stored[0] == "features":
+            values[name] = extractor_named(stored[1], tuple((k, _tuple(v)) for k, v in stored[2]))
         elif stored == label(getattr(default, name)):
             values[name] = getattr(default, name)
         else:
