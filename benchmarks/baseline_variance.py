@@ -80,13 +80,16 @@ def gradients(model: Any) -> dict[str, Any]:
 
     def measure(config: Any, state: Any, memory: Any, chunk: Any) -> tuple[Any, Any, dict[str, Any]]:
         one = {name: gradient(dataclasses.replace(config, baseline=name), state, sanitise(chunk)) for name in BASELINES}
+        # The same rollouts serve all three: what chance can do to a difference is the difference's own variance.
+        one |= {f"{name} - none": one[name] - one["none"] for name in BASELINES[1:]}
         added = {name: (g, jnp.sum(jnp.square(g))) for name, g in one.items()}
         return state, jax.tree.map(jnp.add, memory, added), {"train/nonfinite": jnp.float32(0.0)}
 
     def nothing(config: Any, spec: Any, num_envs: int) -> Any:
         state = jax.eval_shape(lambda: reinforce.init(config, spec, jax.random.PRNGKey(0)))
         size = sum(x.size for x in jax.tree.leaves(state.network.actor))
-        return {name: (jnp.zeros(size), jnp.float32(0.0)) for name in BASELINES}
+        names = (*BASELINES, *(f"{name} - none" for name in BASELINES[1:]))
+        return {name: (jnp.zeros(size), jnp.float32(0.0)) for name in names}
 
     config, per_rollout = model._config, SETTINGS["n_envs"] * SETTINGS["train_freq"]
     driver = FusedDriver(Agent(reinforce, measure, nothing), make_jax(ENV), 1, SEEDS, SETTINGS["n_envs"])
@@ -96,10 +99,10 @@ def gradients(model: Any) -> dict[str, Any]:
     list(driver.run(config, {}, 0, ROLLOUTS * per_rollout))
     sums = jax.tree.map(lambda x: np.asarray(x, np.float64) / ROLLOUTS, driver.memory)
     variance = {name: square - np.sum(mean**2, axis=-1) for name, (mean, square) in sums.items()}
-    answer = {name: {"variance": np.round(x, 4).tolist()} for name, x in variance.items()}
-    for name in ("average", "value"):
-        apart = np.linalg.norm(sums[name][0] - sums["none"][0], axis=-1)
-        chance = np.sqrt((variance[name] + variance["none"]) / ROLLOUTS)
+    answer = {name: {"variance": np.round(variance[name], 4).tolist()} for name in BASELINES}
+    for name in BASELINES[1:]:
+        apart = np.linalg.norm(sums[f"{name} - none"][0], axis=-1)
+        chance = np.sqrt(variance[f"{name} - none"] / ROLLOUTS)
         answer[name] |= {"means_apart": np.round(apart, 4).tolist(), "by_chance": np.round(chance, 4).tolist()}
     return answer
 

@@ -48,7 +48,7 @@ from advantage.memory.replayed import WINDOWS, kind_of, with_memory
 from advantage.memory.sequences import check_windows
 from advantage.memory.settings import replay_settings
 from advantage.networks.extractors import check_policy, with_policy
-from advantage.networks.policy_kwargs import network_fields
+from advantage.networks.policy_kwargs import EXTRACTOR_WORDS, network_fields
 from advantage.networks.recurrent import Recurrence
 from advantage.platform import room_on
 from advantage.normalising import Held, composed, merged, plain_settings, read, settings_of, taking
@@ -161,9 +161,7 @@ class Model:
         self._set(_config=None, _schedules={})
         words = with_policy(self.policy_name, self.algorithm.Config, self.policy_kwargs)
         fields = {**_recurrence(policy), **network_fields(self.algorithm.Config, words), **fields}
-        if "recurrence" in fields and not _remembers(policy):
-            words = sorted(set(Recurrence._fields) & set(self.policy_kwargs))
-            raise ValueError(f"policy_kwargs[{words[0]!r}] is for recurrent policies: use 'MlpLstmPolicy', or leave it out")
+        _check_recurrent_words(policy, self.policy_kwargs)
         config, schedules = configured(self.algorithm.Config(), {}, fields)
         seed = options["seed"]
         self._set(_config=config, _schedules=schedules, seed=None if seed is None else whole("seed", seed, 0))
@@ -477,7 +475,7 @@ class Model:
         for name in {"seeds", "normalize", *REPLAY_OPTIONS} & overrides.keys():
             raise TypeError(f"load takes no {name}: the file holds what was trained")
         overrides.pop("custom_objects", None)
-        fields = network_fields(cls.algorithm.Config, overrides.pop("policy_kwargs", {}))
+        fields = _changed_fields(cls.algorithm.Config, header, overrides.pop("policy_kwargs", {}))
         fields.update(cls._arguments((), overrides)[1])
         configured(cls.algorithm.Config(), {}, fields)  # what is wrong with them is not the file's fault
         try:
@@ -782,6 +780,8 @@ class Model:
         return schedules[name] if name in self._schedules else getattr(resolved, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name == "replay_beta":
+            value = _beta(self._prioritised, value)
         if name in _field_names(self.algorithm.Config):
             if self._spec is not None and name in HIDDEN_FIELDS - {"exploration_rate", "replay_beta"}:
                 raise ValueError(f"{name} is built into the agent: make a new model with other policy_kwargs")
@@ -972,6 +972,38 @@ def _remembers(policy: Any) -> bool:
 def _recurrence(policy: str) -> dict[str, Any]:
     """What a recurrent policy is where nothing else is said."""
     return {"recurrence": Recurrence()} if _remembers(policy) else {}
+
+
+def _check_recurrent_words(policy: str, policy_kwargs: Mapping[str, Any]) -> None:
+    """Raise `ValueError` for words of recurrent policies where the policy is none."""
+    words = sorted(set(Recurrence._fields) & set(policy_kwargs))
+    if words and not _remembers(policy):
+        raise ValueError(f"policy_kwargs[{words[0]!r}] is for recurrent policies: use 'MlpLstmPolicy', or leave it out")
+
+
+def _beta(prioritised: PrioritizedReplayBuffer | None, value: Any) -> Any:
+    """The exponent of importance weights as a schedule; a number stays what it is over training."""
+    if prioritised is None:
+        raise ValueError("replay_beta is for replay_buffer_class=PrioritizedReplayBuffer: make a new model with it")
+    if isinstance(value, str) or callable(value):
+        return value
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"replay_beta={value!r} is out of range: give a number from 0 to 1, or a schedule")
+    return Linear(float(value), float(value))
+
+
+def _changed_fields(config_class: type, header: Mapping[str, Any], policy_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """What `policy_kwargs` change of a file's config; words that are not given keep their stored values."""
+    policy, words = str(header.get("policy")), dict(policy_kwargs)
+    _check_recurrent_words(policy, words)
+    if set(EXTRACTOR_WORDS) & words.keys():
+        words = with_policy(policy, config_class, words)
+        if "net_arch" not in policy_kwargs:
+            words.pop("net_arch", None)
+    if set(Recurrence._fields) & words.keys():
+        with contextlib.suppress(KeyError, TypeError):  # of a damaged file, which is found out later
+            words = {**header["config"]["recurrence"]["recurrence"], **words}
+    return network_fields(config_class, words)
 
 
 def _check_carry(state: PyTree, batch: int) -> None:

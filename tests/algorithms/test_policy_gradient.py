@@ -198,12 +198,13 @@ def test_the_value_function_leaves_shared_layers_alone():
     assert_close(after.network.actor, before.network.actor, 0.0)
 
 
-def test_sub_sampling_reads_every_kth_row():
-    """The policy's step is that of a rollout of only these rows; the value function reads them all."""
+def test_sub_sampling_reads_every_kth_step():
+    """The policy's step is that of a rollout of only these steps, of all environments; the value function reads all."""
     config = dataclasses.replace(CONFIGS["trpo"], sub_sampling_factor=4, normalize_advantage=False)
     before = start("trpo", "discrete", config)
     after, _ = updated("trpo", config, before, chunk_of("discrete"))
-    rows = jax.tree.map(lambda x: x[::4], trpo.prepare(config, before.network, chunk_of("discrete")))
+    kept = np.arange(T * N).reshape(T, N)[::4].reshape(-1)
+    rows = jax.tree.map(lambda x: x[kept], trpo.prepare(config, before.network, chunk_of("discrete")))
     expected, _ = trpo._improve(dataclasses.replace(config, sub_sampling_factor=1), before.network, rows)
     assert_close(after.network.actor, expected.actor, 1e-6)
 

@@ -143,7 +143,7 @@ def update(config: Config, state: State, memory: Any, chunk: Chunk) -> tuple[Sta
     network, optimizer, applied = descend(
         optimiser(config), config.learning_rate, config.max_grad_norm, state.network, gradients, state.optimizer, wanted
     )
-    new = State(network, optimizer, state.n_updates + wanted.astype(jnp.int32), state.key)
+    new = State(network, optimizer, state.n_updates + applied.astype(jnp.int32), state.key)
     metrics[NONFINITE] = (wanted & ~applied).astype(jnp.float32)
     metrics["train/explained_variance"] = explained_variance(rows.value, rows.returns, rows.weight)
     if network.actor.log_std is not None:

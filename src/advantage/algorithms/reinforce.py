@@ -158,7 +158,7 @@ def update(config: Config, state: State, memory: Any, chunk: Chunk) -> tuple[Sta
     # The first average is that of the first rollout, not of nothing.
     rate = jnp.where(state.n_updates == 0, 1.0, config.baseline_rate)
     moved = state.average + rate * (masked_mean(rows.returns, rows.weight) - state.average)
-    n_updates = state.n_updates + wanted.astype(jnp.int32)
+    n_updates = state.n_updates + applied.astype(jnp.int32)
     new = State(network, jnp.where(applied, moved, state.average), optimizer, n_updates, state.key)
     metrics[NONFINITE] = (wanted & ~applied).astype(jnp.float32)
     metrics["train/explained_variance"] = explained_variance(rows.value, rows.returns, rows.weight)

@@ -77,7 +77,7 @@ class Config(eqx.Module):
     sde_sample_freq: int = eqx.field(static=True, default=-1)  # steps between new noise; -1: each rollout
     normalize_advantage: bool = eqx.field(static=True, default=True)  # over the rollout
     target_kl: Scalar = 0.01  # how far an update may move the policy; 0.001 to 0.05
-    sub_sampling_factor: int = eqx.field(static=True, default=1)  # every k-th row makes the policy's step
+    sub_sampling_factor: int = eqx.field(static=True, default=1)  # every k-th step of a rollout makes the policy's step
     net_arch: Architecture = eqx.field(static=True, default=Architecture())  # layer widths
     activation_fn: Activation = eqx.field(static=True, default=jnp.tanh)  # between hidden layers
     ortho_init: bool = eqx.field(static=True, default=True)  # orthogonal weights to start from
@@ -101,11 +101,14 @@ class Config(eqx.Module):
         require(self, 0, 1, "gamma", "gae_lambda", "line_search_shrinking_factor")
         require(self, 0, math.inf, "learning_rate", "cg_damping", "target_kl")
         rollout = self.n_steps * num_envs
-        if max(self.batch_size, self.sub_sampling_factor) > rollout:
-            name = "batch_size" if self.batch_size > rollout else "sub_sampling_factor"
+        if self.batch_size > rollout:
             raise ValueError(
-                f"{name}={getattr(self, name)} is larger than the rollout of n_steps * n_envs = {rollout} rows:"
+                f"batch_size={self.batch_size} is larger than the rollout of n_steps * n_envs = {rollout} rows:"
                 f" choose at most {rollout}, or raise n_steps"
+            )
+        if self.sub_sampling_factor > self.n_steps:
+            raise ValueError(
+                f"sub_sampling_factor={self.sub_sampling_factor} is larger than n_steps={self.n_steps}: choose less"
             )
         check_sde(self, spec)
         return []
@@ -147,7 +150,7 @@ def update(config: Config, state: State, memory: Any, chunk: Chunk) -> tuple[Sta
     chunk = sanitise(chunk)
     rows = prepare(config, state.network, chunk)
     going_on = jnp.any(chunk.valid)
-    network, metrics = _improve(config, state.network, jax.tree.map(lambda x: x[:: config.sub_sampling_factor], rows))
+    network, metrics = _improve(config, state.network, every_kth_step(rows, config.sub_sampling_factor, config.n_steps))
     network, optimizer, key, fitted = _fit(config, network, state.optimizer, rows, state.key)
     fitted[NONFINITE] += metrics[NONFINITE]
     metrics |= fitted
@@ -169,6 +172,11 @@ def prepare(config: Config, network: ActorCritic, chunk: Chunk) -> Rows:
         Rows(chunk.obs, chunk.action_mask, action, found.value, found.value, found.advantage, found.returns, weight)
     )
     return rows._replace(log_prob=distribution_of(network.actor, rows).log_prob(rows.action))
+
+
+def every_kth_step(rows: Rows, k: int, n_steps: int) -> Rows:
+    """The rows of every k-th step, of all environments."""
+    return jax.tree.map(lambda x: x.reshape(n_steps, -1, *x.shape[1:])[::k].reshape(-1, *x.shape[1:]), rows)
 
 
 def distribution_of(actor: Actor, rows: Rows) -> Distribution:
@@ -201,7 +209,7 @@ def _improve(config: Config, network: ActorCritic, rows: Rows) -> tuple[ActorCri
         "train/policy_objective": found.values[0],
         "train/kl_divergence_loss": found.values[1],
         "train/is_line_search_success": found.success.astype(jnp.float32),
-        NONFINITE: (~jnp.all(jnp.isfinite(gradient))).astype(jnp.float32),
+        NONFINITE: (~jnp.all(jnp.isfinite(gradient) & jnp.isfinite(step))).astype(jnp.float32),
     }
     return eqx.tree_at(lambda network: network.actor, network, actor_of(found.point)), metrics
 

@@ -229,7 +229,8 @@ def _in_parts(
     if parts <= 1:
         return network(flat).reshape(*batch, -1)
     flat = jnp.pad(flat, ((0, parts * ROWS - count), (0, 0), (0, 0), (0, 0)))
-    features = jax.lax.map(network, flat.reshape(parts, ROWS, *space.shape))
+    # Each part anew for its gradient: what lies between its layers would otherwise be kept for all of them.
+    features = jax.lax.map(jax.checkpoint(network), flat.reshape(parts, ROWS, *space.shape))
     return features.reshape(parts * ROWS, -1)[:count].reshape(*batch, -1)
 
 

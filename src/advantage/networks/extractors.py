@@ -182,7 +182,10 @@ def check_policy(policy: str, space: Space, extractor: Extractor | None) -> list
     if hasattr(extractor, "label"):
         jax.eval_shape(lambda: extractor(space, jax.random.PRNGKey(0)))  # raises what is wrong
     if extractor is None and _pictures(space):
-        return [f"policy={policy!r} flattens pictures, and what is beside what is lost: 'CnnPolicy' sees it"]
+        remedy = "'CnnPolicy' sees it"
+        if policy.endswith("LstmPolicy"):
+            remedy = "policy_kwargs={'features_extractor_class': 'NatureCNN'} sees it"
+        return [f"policy={policy!r} flattens pictures, and what is beside what is lost: {remedy}"]
     return []
 
 
