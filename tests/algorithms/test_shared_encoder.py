@@ -90,7 +90,7 @@ def test_the_critics_move_it_and_the_actor_follows(algorithm):
     assert max(x.size for x in jax.tree.leaves(state.optimizer.actor)) == learned
     learn = learner(algorithm)
     for _ in range(2):
-        before, (state, _) = state, learn(config, state, batch_of(algorithm))
+        before, (state, *_) = state, learn(config, state, batch_of(algorithm))
         assert moved(before.critics.features, state.critics.features)
         assert moved(before.actor.head, state.actor.head)
         assert_same(state.actor.features, state.critics.features)
@@ -110,7 +110,7 @@ def test_the_actors_loss_leaves_it_alone(algorithm):
 
     config = dataclasses.replace(config_of(algorithm), critic_loss=still, optimizer=optimisers.named("sgd"))
     state = begun(algorithm, config)
-    new, _ = learner(algorithm)(config, state, batch_of(algorithm))
+    new, *_ = learner(algorithm)(config, state, batch_of(algorithm))
     assert moved(state.actor.head, new.actor.head)
     assert_same(state.actor.features, new.actor.features)
     assert_same(state.critics.features, new.critics.features)

@@ -111,9 +111,9 @@ def test_none_is_named():
         ValueError, match=r"env='CartPole-v0' has no preset of PPO; there are some for CartPole-v1"
     ):
         preset("PPO", "CartPole-v0")
-    with pytest.raises(ValueError, match="algorithm='TRPO' has no presets: choose from DQN, PPO"):
-        preset("TRPO", "CartPole-v1")
-    assert find_preset("PPO", "CartPole-v0") is None and find_preset("TRPO", "CartPole-v1") is None
+    with pytest.raises(ValueError, match="algorithm='REINFORCE' has no presets: choose from A2C, DQN, PPO"):
+        preset("REINFORCE", "CartPole-v1")
+    assert find_preset("PPO", "CartPole-v0") is None and find_preset("REINFORCE", "CartPole-v1") is None
 
 
 def test_the_table_in_the_docs_is_that_of_the_files():

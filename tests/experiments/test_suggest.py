@@ -224,8 +224,8 @@ def test_bad_input_is_named(arguments, said):
 
 
 def test_an_unknown_algorithm_is_named():
-    with pytest.raises(ValueError, match="algorithm='TRPO' is not known: choose from DQN, PPO"):
-        suggest("CartPole-v1", algorithm="TRPO")
+    with pytest.raises(ValueError, match="algorithm='Dreamer' is not known: choose from DQN, PPO"):
+        suggest("CartPole-v1", algorithm="Dreamer")
 
 
 def test_words():
