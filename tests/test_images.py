@@ -145,3 +145,13 @@ def test_what_policies_do_not_take():
     with pytest.raises(ValueError, match="normalize_images"):
         PPO("CnnPolicy", scaled, policy_kwargs=TINY, **ROLLOUT)
     PPO("CnnPolicy", scaled, policy_kwargs={"normalize_images": False, **TINY}, **ROLLOUT)
+
+
+def test_loading_with_the_words_of_making(tmp_path):
+    """`policy_kwargs` given again, or not: the extractor is the file's."""
+    words = {"features_extractor_kwargs": {"features_dim": 8}}
+    model = DQN("CnnPolicy", "advantage/ProbePicture-v0", policy_kwargs=words, seed=0)
+    model.save(tmp_path / "model.zip")
+    for given in ({"policy_kwargs": words}, {}):
+        found = DQN.load(tmp_path / "model.zip", **given)
+        assert found._config.features_extractor is model._config.features_extractor

@@ -129,3 +129,14 @@ def test_room_is_counted_with_the_tree():
     assert replay_bytes(*given, model._prioritised) - replay_bytes(*given) == 2 * 512 * 4 + 4
     assert plain._prioritised is None and "prioritised" in model._settings() and "prioritised" not in plain._settings()
     assert "PrioritizedReplayBuffer draws" in SAC.__doc__
+
+
+def test_the_exponent_as_a_number():
+    """It stays what it is over training; out of range, or without priorities, it is refused."""
+    model = DQN("MlpPolicy", "advantage/CartPole-v1", replay_buffer_class=PrioritizedReplayBuffer)
+    model.replay_beta = 0.5
+    assert model._resolved()[0].replay_beta == 0.5
+    with pytest.raises(ValueError, match="replay_beta=2.0 is out of range"):
+        model.replay_beta = 2.0
+    with pytest.raises(ValueError, match="replay_beta is for replay_buffer_class=PrioritizedReplayBuffer"):
+        DQN("MlpPolicy", "advantage/CartPole-v1").replay_beta = 0.5

@@ -220,3 +220,14 @@ def test_observations_in_a_dictionary():
     assert all(np.isfinite(x).all() for x in model.get_parameters()["policy"].values())
     with pytest.raises(ValueError, match="takes no Dict observations: use 'MultiInputLstmPolicy'"):
         made(env=env)
+
+
+def test_words_given_to_load_change_no_others(tmp_path):
+    """A window's burn-in is changed; what the networks are made of stays the file's. Other policies have none."""
+    made(words={"rnn_type": "gru"}).save(tmp_path / "model.zip")
+    given = ({}, {"policy_kwargs": {"burn_in": 1}})
+    stored, found = (TD3.load(tmp_path / "model.zip", **words)._config.recurrence for words in given)
+    assert found == stored._replace(burn_in=1) and stored.rnn_type == "gru"
+    SAC("MlpPolicy", "advantage/Pendulum-v1", policy_kwargs={"net_arch": [4]}).save(tmp_path / "plain.zip")
+    with pytest.raises(ValueError, match="burn_in.*is for recurrent policies"):
+        SAC.load(tmp_path / "plain.zip", policy_kwargs={"burn_in": 1})
