@@ -56,7 +56,7 @@ def with_beta(config, network, target_network, batch):
     return total, metrics | {"train/seen": jnp.asarray(config.replay_beta, jnp.float32)}
 
 
-@pytest.mark.parametrize("env", ["CartPole-v1", "advantage/CartPole-v1"])
+@pytest.mark.parametrize("env", ["CartPole-v1", pytest.param("advantage/CartPole-v1", marks=pytest.mark.slow)])
 def test_priorities_are_learned_from(env):
     """Under both drivers, two seeds, two environments, returns of three steps: rows that were drawn have shares of their
     own, new ones the greatest, each seed its own, and sums fit; beta goes to its end in a straight line by steps."""

@@ -1,6 +1,7 @@
 """Agents learn from pictures alone: three seeds in one process, on which half of one a bright column stands."""
 
 import numpy as np
+import pytest
 
 from advantage import DQN, SAC
 
@@ -25,6 +26,7 @@ def test_dqn_sees_the_side():
     assert min(scores) >= 34, scores
 
 
+@pytest.mark.slow
 def test_sac_sees_the_side_through_a_shared_encoder():
     """One encoder, which the critics alone learn: mean squared error below 0.05 (at first: 0.25)."""
     model = SAC(

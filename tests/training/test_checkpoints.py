@@ -111,7 +111,6 @@ RUNS = {
     "DQN, Gymnasium, 2 seeds": (DQN, "CartPole-v1", {**OFF, "n_envs": 2, "seeds": 2, "n_steps": 3}, 200, 104),
     "DQN, whole episodes": (DQN, "CartPole-v1", {**OFF, "train_freq": (2, "episode")}, 200, 101),
     "DQN, prioritised, 2 seeds": (DQN, "CartPole-v1", {**OFF, **PER, "n_envs": 2, "seeds": 2, "n_steps": 3}, 200, 104),
-    "DQN, prioritised, JAX": (DQN, "advantage/CartPole-v1", {**OFF, **PER, "seeds": 2}, 200, 100),
     "PPO, in processes": (PPO, "CartPole-v1", {**ON, "n_envs": 2, "vec_env": "async"}, 128, 74),
     "PPO, normalised": (PPO, "Pendulum-v1", {**ON, "n_envs": 2, "seeds": 2, "normalize": True}, 128, 74),
     "DQN, normalised, JAX": (DQN, "advantage/CartPole-v1", {**OFF, "normalize": True}, 200, 100),
