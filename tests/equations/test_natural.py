@@ -19,7 +19,7 @@ def system(size, seed=0):
 def test_as_many_steps_as_numbers_solve_the_system(size):
     matrix, target = system(size)
     product = lambda x: jnp.asarray(matrix, jnp.float32) @ x
-    found = conjugate_gradient(product, jnp.asarray(target, jnp.float32), 3 * size)
+    found = conjugate_gradient(product, jnp.asarray(target, jnp.float32), size)
     np.testing.assert_allclose(found, np.linalg.solve(matrix, target), rtol=1e-3, atol=1e-4)
 
 
