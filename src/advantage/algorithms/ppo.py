@@ -14,7 +14,6 @@ from advantage.equations.noise import HeldNoise
 from advantage.equations.objectives import (
     clipped_surrogate,
     clipped_value,
-    explained_variance,
     kl_estimate,
     masked_mean,
     normalised,
@@ -23,7 +22,7 @@ from advantage.equations.objectives import (
 from advantage.equations.returns import Scalar
 from advantage.equations.schedules import Schedule
 from advantage.equations.threefry import written_out
-from advantage.memory.rollout import estimates, flat_rows, padded, policy_actions, shuffled
+from advantage.memory.rollout import estimates, flat_rows, padded, policy_actions, rollout_metrics, shuffled
 from advantage.networks import optimisers
 from advantage.networks.actor_critic import Actor, ActorCritic, Architecture, actor_critic
 from advantage.networks.mlp import Activation
@@ -207,11 +206,7 @@ def _metrics(learner: Learner, state: State, rows: Rows) -> Metrics:
     """Means over the gradient steps made, and what is known of the whole rollout."""
     steps = jnp.maximum(learner.applied, 1).astype(jnp.float32)
     metrics = {name: x if name == NONFINITE else x / steps for name, x in learner.totals.items()}
-    metrics["train/explained_variance"] = explained_variance(rows.value, rows.returns, rows.weight)
-    if state.network.actor.log_std is not None:
-        metrics["train/std"] = jnp.mean(state.network.actor.std())
-    metrics["train/n_updates"] = state.n_updates.astype(jnp.float32)
-    return metrics
+    return metrics | rollout_metrics(state.network, rows, state.n_updates)
 
 
 def prepare(config: Config, network: ActorCritic, chunk: Chunk) -> Rows:

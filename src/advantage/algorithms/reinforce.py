@@ -11,11 +11,11 @@ from jaxtyping import Array, Float, PyTree
 
 from advantage.equations.distributions import Key
 from advantage.equations.noise import HeldNoise
-from advantage.equations.objectives import explained_variance, masked_mean, normalised, squared_error
+from advantage.equations.objectives import masked_mean, normalised, squared_error
 from advantage.equations.returns import Scalar
 from advantage.equations.schedules import Schedule
 from advantage.memory.replayed import episodes_per_update, frequency, steps_per_update
-from advantage.memory.rollout import estimates, flat_rows, policy_actions
+from advantage.memory.rollout import estimates, flat_rows, policy_actions, rollout_metrics
 from advantage.networks import optimisers
 from advantage.networks.actor_critic import Actor, ActorCritic, Architecture, actor_critic
 from advantage.networks.mlp import Activation
@@ -161,11 +161,7 @@ def update(config: Config, state: State, memory: Any, chunk: Chunk) -> tuple[Sta
     n_updates = state.n_updates + applied.astype(jnp.int32)
     new = State(network, jnp.where(applied, moved, state.average), optimizer, n_updates, state.key)
     metrics[NONFINITE] = (wanted & ~applied).astype(jnp.float32)
-    metrics["train/explained_variance"] = explained_variance(rows.value, rows.returns, rows.weight)
-    if network.actor.log_std is not None:
-        metrics["train/std"] = jnp.mean(network.actor.std())
-    metrics["train/n_updates"] = n_updates.astype(jnp.float32)
-    return new, memory, metrics
+    return new, memory, metrics | rollout_metrics(network, rows, n_updates)
 
 
 def prepare(config: Config, state: State, chunk: Chunk) -> Rows:

@@ -13,11 +13,11 @@ from jaxtyping import Array, Float, Int, PyTree
 from advantage.equations.distributions import Distribution, Key
 from advantage.equations.natural import Vector, conjugate_gradient, largest_step, line_search
 from advantage.equations.noise import HeldNoise
-from advantage.equations.objectives import explained_variance, masked_mean, normalised, squared_error
+from advantage.equations.objectives import masked_mean, normalised, squared_error
 from advantage.equations.returns import Scalar
 from advantage.equations.schedules import Schedule
 from advantage.equations.threefry import written_out
-from advantage.memory.rollout import estimates, flat_rows, padded, policy_actions, shuffled
+from advantage.memory.rollout import estimates, flat_rows, padded, policy_actions, rollout_metrics, shuffled
 from advantage.networks import optimisers
 from advantage.networks.actor_critic import Actor, ActorCritic, Architecture, actor_critic
 from advantage.networks.mlp import Activation
@@ -157,11 +157,7 @@ def update(config: Config, state: State, memory: Any, chunk: Chunk) -> tuple[Sta
     new = State(network, optimizer, state.n_updates + 1, key)
     # An empty chunk changes no bit.
     new = jax.tree.map(lambda new, old: jnp.where(going_on, new, old), new, state)
-    metrics["train/explained_variance"] = explained_variance(rows.value, rows.returns, rows.weight)
-    if network.actor.log_std is not None:
-        metrics["train/std"] = jnp.mean(new.network.actor.std())
-    metrics["train/n_updates"] = new.n_updates.astype(jnp.float32)
-    return new, memory, metrics
+    return new, memory, metrics | rollout_metrics(new.network, rows, new.n_updates)
 
 
 def prepare(config: Config, network: ActorCritic, chunk: Chunk) -> Rows:

@@ -1,15 +1,16 @@
 """What on-policy algorithms make of a rollout: advantages and returns, flat rows, minibatches in random order."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from advantage.equations.distributions import Key
+from advantage.equations.objectives import explained_variance
 from advantage.equations.returns import Scalar, generalised_advantage
-from advantage.types import Chunk, successor_values
+from advantage.types import Chunk, Metrics, successor_values
 
 
 class Estimates(NamedTuple):
@@ -44,6 +45,14 @@ def policy_actions(chunk: Chunk) -> Array:
 def flat_rows(rows: PyTree[Array]) -> PyTree[Array]:
     """`[T, N, ...]` to `[T*N, ...]`."""
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows)
+
+
+def rollout_metrics(network: Any, rows: Any, n_updates: Array) -> Metrics:
+    """What is logged of a whole rollout: its `rows` hold value, returns and weight, `network` is the one after it."""
+    metrics = {"train/explained_variance": explained_variance(rows.value, rows.returns, rows.weight)}
+    if network.actor.log_std is not None:
+        metrics["train/std"] = jnp.mean(network.actor.std())
+    return metrics | {"train/n_updates": n_updates.astype(jnp.float32)}
 
 
 def shuffled(key: Key, weight: Float[Array, " R"], n_epochs: int, batch_size: int) -> Int[Array, "M B"]:
