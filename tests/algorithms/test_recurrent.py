@@ -96,7 +96,7 @@ def test_rows_that_are_not_there_teach_nothing():
         next_obs=batch.next_obs._replace(obs=moved[1], following=following),
     )
     learn = jax.jit(algorithm.learn, static_argnums=0)
-    (after, metrics), (again, _) = (learn(CONFIG, state, one) for one in (batch, other))
+    (after, metrics, _), (again, *_) = (learn(CONFIG, state, one) for one in (batch, other))
     assert np.isfinite([float(x) for x in metrics.values()]).all()
     for x, y in zip(*map(jax.tree.leaves, (after, again)), strict=True):
         np.testing.assert_array_equal(x, y)

@@ -230,7 +230,9 @@ def _in_parts(
         return network(flat).reshape(*batch, -1)
     flat = jnp.pad(flat, ((0, parts * ROWS - count), (0, 0), (0, 0), (0, 0)))
     # Each part anew for its gradient: what lies between its layers would otherwise be kept for all of them.
-    features = jax.lax.map(jax.checkpoint(network), flat.reshape(parts, ROWS, *space.shape))
+    # A function of its own, since a method with traced parameters cannot be hashed.
+    anew = jax.checkpoint(lambda part: network(part))
+    features = jax.lax.map(anew, flat.reshape(parts, ROWS, *space.shape))
     return features.reshape(parts * ROWS, -1)[:count].reshape(*batch, -1)
 
 
