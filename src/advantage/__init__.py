@@ -13,6 +13,8 @@ __version__ = "0.1.0"
 _HOME = {
     "DQN": "advantage.models",
     "PPO": "advantage.models",
+    "RecurrentPPO": "advantage.models",
+    "MaskablePPO": "advantage.models",
     "A2C": "advantage.models",
     "TRPO": "advantage.models",
     "REINFORCE": "advantage.models",
@@ -36,6 +38,9 @@ _HOME = {
     "VecNormalize": "advantage.envs.normalise",
     "sync_envs_normalization": "advantage.envs.normalise",
     "check_env": "advantage.envs.check",
+    "ActionMasker": "advantage.envs.masking",
+    "get_action_masks": "advantage.envs.masking",
+    "is_masking_supported": "advantage.envs.masking",
     "PotentialShaping": "advantage.envs.shaping",
     "ActionRepeat": "advantage.envs.wrappers",
     "ClipReward": "advantage.envs.wrappers",
@@ -69,6 +74,7 @@ __all__ = ["__version__", *_HOME]
 
 if TYPE_CHECKING:
     from advantage.envs.check import check_env
+    from advantage.envs.masking import ActionMasker, get_action_masks, is_masking_supported
     from advantage.envs.normalise import VecNormalize, sync_envs_normalization
     from advantage.envs.shaping import PotentialShaping
     from advantage.envs.subproc import SubprocVecEnv
@@ -90,7 +96,22 @@ if TYPE_CHECKING:
     from advantage.equations.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise
     from advantage.memory.goals import HerReplayBuffer
     from advantage.memory.prioritised import PrioritizedReplayBuffer
-    from advantage.models import A2C, ALGORITHMS, DDPG, DQN, PPO, REINFORCE, SAC, TD3, TQC, TRPO, CrossQ, DiscreteSAC
+    from advantage.models import (
+        A2C,
+        ALGORITHMS,
+        DDPG,
+        DQN,
+        PPO,
+        REINFORCE,
+        SAC,
+        TD3,
+        TQC,
+        TRPO,
+        CrossQ,
+        DiscreteSAC,
+        MaskablePPO,
+        RecurrentPPO,
+    )
     from advantage.networks.cnn import ImpalaCNN, NatureCNN
     from advantage.networks.extractors import CombinedExtractor
     from advantage.training.callbacks import BaseCallback, CallbackList

@@ -393,7 +393,7 @@ def _made(face: type[Model], env: str, preset: Preset | None, given: Mapping[str
     """A model by a preset's settings and the user's own, which win."""
     fields = {**(preset.settings if preset else {}), **given}
     try:
-        return face(fields.pop("policy", "MlpPolicy"), env, **options, **fields)
+        return face(fields.pop("policy", face.policies[0]), env, **options, **fields)
     except (TypeError, ValueError) as error:
         # What the user did not give has to say where it comes from.
         if preset and any(name in str(error) for name in preset.settings if name not in given):

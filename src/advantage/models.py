@@ -28,7 +28,7 @@ from jaxtyping import PyTree
 import advantage
 from advantage.algorithms import a2c, crossq, ddpg, discrete_sac, dqn, ppo, reinforce, sac, td3, tqc, trpo
 from advantage.algorithms.normalised import Normalised, normalised_agent
-from advantage.algorithms.recurrent import Recurrent
+from advantage.algorithms.recurrent import Recurrent, RecurrentOnPolicy
 from advantage.drivers.common import streams
 from advantage.drivers.fused import FusedDriver
 from advantage.drivers.hindsight import FurtherRows
@@ -36,6 +36,7 @@ from advantage.drivers.host import HostDriver
 from advantage.drivers.snapshot import memory as memory_of
 from advantage.envs.goal_rewards import GoalRewards
 from advantage.envs.jax import is_jax_env
+from advantage.envs.masking import is_masking_supported
 from advantage.envs.make import host_envs, is_gymnasium_id, reserve_threads, resolve_env
 from advantage.envs.normalise import VecNormalize, taken_off
 from advantage.envs.running import is_normalised
@@ -110,6 +111,11 @@ HIDDEN_FIELDS = {
 }  # fmt: skip
 
 
+POLICIES = (
+    "MlpPolicy", "CnnPolicy", "MultiInputPolicy", "MlpLstmPolicy", "CnnLstmPolicy", "MultiInputLstmPolicy",
+)  # fmt: skip
+
+
 @functools.cache  # programs are compiled for an agent: one object for each algorithm
 def agent_of(algorithm: Any, prioritised: PrioritizedReplayBuffer | None = None) -> Agent:
     """An algorithm with its update and its memory, which may be `prioritised`."""
@@ -140,6 +146,8 @@ class Model:
     algorithm: ClassVar[ModuleType]
     log_interval: ClassVar[int]
     log_episodes: ClassVar[bool]
+    policies: ClassVar[tuple[str, ...]] = POLICIES  # what it takes; the first one is that of the command line
+    defaults: ClassVar[Mapping[str, Any]] = {}  # of hyper-parameters, where they are not the algorithm's
 
     def __init__(self, policy: str, env: Any = None, *args: Any, **kwargs: Any):
         options, fields = self._arguments(args, kwargs)
@@ -153,7 +161,7 @@ class Model:
             _acting={}, _stop=0, _predictions=0, _write_log=None, _device=_device(options["device"]),
             n_envs=whole("n_envs", options["n_envs"]), _wrapper=None,
             vec_env=known_kind(options["vec_env"]), _env_plain=True,
-            algorithm=composed(Recurrent(self.algorithm) if _remembers(policy) else self.algorithm, options["normalize"]),
+            algorithm=composed(_recurrent(self.algorithm) if _remembers(policy) else self.algorithm, options["normalize"]),
             **{name: options[name] for name in REPLAY_OPTIONS},
             _hindsight=replay if isinstance(replay, HerReplayBuffer) else None,
             _prioritised=replay if isinstance(replay, PrioritizedReplayBuffer) else None,
@@ -161,8 +169,8 @@ class Model:
         self._set(_config=None, _schedules={})
         words = with_policy(self.policy_name, self.algorithm.Config, self.policy_kwargs)
         fields = {**_recurrence(policy), **network_fields(self.algorithm.Config, words), **fields}
-        _check_recurrent_words(policy, self.policy_kwargs)
-        config, schedules = configured(self.algorithm.Config(), {}, fields)
+        _check_recurrent_words(policy, self.policy_kwargs, self.algorithm)
+        config, schedules = configured(self.algorithm.Config(**self.defaults), {}, fields)
         seed = options["seed"]
         self._set(_config=config, _schedules=schedules, seed=None if seed is None else whole("seed", seed, 0))
         if env is not None:
@@ -475,7 +483,7 @@ class Model:
         for name in {"seeds", "normalize", *REPLAY_OPTIONS} & overrides.keys():
             raise TypeError(f"load takes no {name}: the file holds what was trained")
         overrides.pop("custom_objects", None)
-        fields = _changed_fields(cls.algorithm.Config, header, overrides.pop("policy_kwargs", {}))
+        fields = _changed_fields(cls.algorithm, header, overrides.pop("policy_kwargs", {}))
         fields.update(cls._arguments((), overrides)[1])
         configured(cls.algorithm.Config(), {}, fields)  # what is wrong with them is not the file's fault
         try:
@@ -636,7 +644,7 @@ class Model:
         """Everything that can be known to fail before training."""
         kind = spec.action.kind
         if kind not in self.algorithm.ACTION_SPACES:
-            fit = [name for name, model in ALGORITHMS.items() if kind in model.algorithm.ACTION_SPACES]
+            fit = _faces(lambda algorithm: kind in algorithm.ACTION_SPACES)
             raise ValueError(
                 f"{type(self).__name__} cannot choose actions from a {kind} space, only from"
                 f" {' or '.join(self.algorithm.ACTION_SPACES)}: use {' or '.join(fit) or 'another environment'}"
@@ -668,14 +676,14 @@ class Model:
                 f"n_steps={self._config.n_steps} cannot be used with HerReplayBuffer: each relabelled transition has a"
                 " goal of its own, and no return goes on to the next one; leave n_steps out"
             )
-        if _remembers(self.policy_name):
+        if _remembers(self.policy_name) and hasattr(self.algorithm, "learn"):
             self._check_memory(num_envs)
         for note in notes + self._config.check(spec, num_envs):
             warnings.warn(note, UserWarning, stacklevel=5)
         self._check_room(spec, num_envs)
 
     def _check_memory(self, num_envs: int) -> None:
-        """Raise `ValueError` for what a recurrent policy cannot be combined with."""
+        """Raise `ValueError` for what a recurrent policy that learns from a replay cannot be combined with."""
         if self.replay_buffer_class is not None:
             raise ValueError(
                 f"replay_buffer_class={self.replay_buffer_class.__name__} cannot be used with policy={self.policy_name!r},"
@@ -876,7 +884,7 @@ class Model:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        cls.__signature__ = _signature(cls.algorithm.Config)
+        cls.__signature__ = _signature(cls.algorithm.Config, cls.defaults)
         cls.__doc__ = f"{cls.__doc__}\n\n{_parameters_doc(cls.algorithm.Config)}"
 
 
@@ -956,17 +964,27 @@ def _host_spec(env: Any) -> Spec:
 
 
 def _known_policy(policy: Any, face: type[Model]) -> str:
-    known = ("MlpPolicy", "CnnPolicy", "MultiInputPolicy", "MlpLstmPolicy", "MultiInputLstmPolicy")
-    if policy not in known:
-        raise ValueError(f"policy={policy!r} is not known: choose from {', '.join(known)}")
+    if policy not in face.policies:
+        known = f"is not one that {face.__name__} takes" if policy in POLICIES else "is not known"
+        raise ValueError(f"policy={policy!r} {known}: choose from {', '.join(face.policies)}")
     if _remembers(policy) and "recurrence" not in _field_names(face.algorithm.Config):
-        fit = [name for name, one in ALGORITHMS.items() if "recurrence" in _field_names(one.algorithm.Config)]
+        fit = _faces(lambda algorithm: "recurrence" in _field_names(algorithm.Config))
         raise ValueError(f"policy={policy!r} is not built for {face.__name__}: use {', '.join(fit[:-1])} or {fit[-1]}")
     return policy
 
 
+def _faces(fits: Callable[[ModuleType], bool]) -> list[str]:
+    """The names of algorithms that fit, each once."""
+    return [name for name, face in ALGORITHMS.items() if face.__base__ is Model and fits(face.algorithm)]
+
+
 def _remembers(policy: Any) -> bool:
     return str(policy).endswith("LstmPolicy")
+
+
+def _recurrent(algorithm: ModuleType) -> Recurrent | RecurrentOnPolicy:
+    """The algorithm with networks that remember."""
+    return Recurrent(algorithm) if hasattr(algorithm, "learn") else RecurrentOnPolicy(algorithm)
 
 
 def _recurrence(policy: str) -> dict[str, Any]:
@@ -974,11 +992,16 @@ def _recurrence(policy: str) -> dict[str, Any]:
     return {"recurrence": Recurrence()} if _remembers(policy) else {}
 
 
-def _check_recurrent_words(policy: str, policy_kwargs: Mapping[str, Any]) -> None:
-    """Raise `ValueError` for words of recurrent policies where the policy is none."""
+def _check_recurrent_words(policy: str, policy_kwargs: Mapping[str, Any], algorithm: Any) -> None:
+    """Raise `ValueError` for words of recurrent policies where the policy is none, or knows no such thing."""
     words = sorted(set(Recurrence._fields) & set(policy_kwargs))
     if words and not _remembers(policy):
         raise ValueError(f"policy_kwargs[{words[0]!r}] is for recurrent policies: use 'MlpLstmPolicy', or leave it out")
+    if "burn_in" in words and not hasattr(algorithm, "learn"):
+        raise ValueError(
+            "policy_kwargs['burn_in'] is for policies that learn from a replay; here every sequence begins with what was"
+            " remembered when it was acted: leave it out"
+        )
 
 
 def _beta(prioritised: PrioritizedReplayBuffer | None, value: Any) -> Any:
@@ -992,10 +1015,11 @@ def _beta(prioritised: PrioritizedReplayBuffer | None, value: Any) -> Any:
     return Linear(float(value), float(value))
 
 
-def _changed_fields(config_class: type, header: Mapping[str, Any], policy_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def _changed_fields(algorithm: Any, header: Mapping[str, Any], policy_kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """What `policy_kwargs` change of a file's config; words that are not given keep their stored values."""
+    config_class = algorithm.Config
     policy, words = str(header.get("policy")), dict(policy_kwargs)
-    _check_recurrent_words(policy, words)
+    _check_recurrent_words(policy, words, algorithm)
     if set(EXTRACTOR_WORDS) & words.keys():
         words = with_policy(policy, config_class, words)
         if "net_arch" not in policy_kwargs:
@@ -1048,13 +1072,13 @@ def _space(plain: Mapping[str, Any]) -> Space:
     )  # fmt: skip
 
 
-def _signature(config_class: type) -> inspect.Signature:
+def _signature(config_class: type, defaults: Mapping[str, Any]) -> inspect.Signature:
     """SB3's order: policy, env, the hyper-parameters, what every face takes."""
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     parameters = [inspect.Parameter("policy", kind), inspect.Parameter("env", kind, default=None)]
     for field in dataclasses.fields(config_class):
         if field.name not in HIDDEN_FIELDS:
-            parameters.append(inspect.Parameter(field.name, kind, default=field.default))
+            parameters.append(inspect.Parameter(field.name, kind, default=defaults.get(field.name, field.default)))
         if field.name == _before_replay_options(config_class):
             parameters += [inspect.Parameter(name, kind, default=None) for name in REPLAY_OPTIONS]
     parameters += [inspect.Parameter(name, kind, default=value) for name, value in FACE_OPTIONS.items()]
@@ -1089,6 +1113,28 @@ class PPO(Model):
     """Proximal policy optimisation (Schulman et al., 2017): `PPO("MlpPolicy", env).learn(total_timesteps)`."""
 
     algorithm, log_interval, log_episodes = ppo, 1, False
+
+
+class RecurrentPPO(PPO):
+    """SB3-contrib's name for PPO with a memory: `RecurrentPPO("MlpLstmPolicy", env).learn(total_timesteps)`."""
+
+    policies = tuple(filter(_remembers, POLICIES))
+    defaults: ClassVar[Mapping[str, Any]] = {"n_steps": 128, "batch_size": 128}
+
+
+class MaskablePPO(PPO):
+    """SB3-contrib's name for PPO where not every action is legal: `MaskablePPO("MlpPolicy", env).learn(total_timesteps)`.
+
+    The environment says which ones are: see `advantage.ActionMasker`.
+    """
+
+    def _attach(self, env: Any, *args: Any, **kwargs: Any) -> None:
+        super()._attach(env, *args, **kwargs)
+        if not is_masking_supported(self._env):
+            raise ValueError(
+                f"MaskablePPO: env={env!r} does not say which actions are legal: give it a method action_masks(), wrap"
+                " it in ActionMasker(env, function), or use PPO"
+            )
 
 
 class A2C(Model):
@@ -1146,8 +1192,11 @@ class CrossQ(Model):
 
 
 ALGORITHMS: dict[str, type[Model]] = {
-    face.__name__: face for face in (DQN, PPO, A2C, TRPO, REINFORCE, SAC, DiscreteSAC, TD3, DDPG, TQC, CrossQ)
-}
+    face.__name__: face
+    for face in (
+        DQN, PPO, RecurrentPPO, MaskablePPO, A2C, TRPO, REINFORCE, SAC, DiscreteSAC, TD3, DDPG, TQC, CrossQ,
+    )
+}  # fmt: skip
 
 
 def algorithm_named(name: Any) -> type[Model]:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from advantage import DDPG, DQN, PPO, SAC, TD3, TQC, HerReplayBuffer, VecNormalize, make_vec_env
+from advantage import DDPG, DQN, SAC, TD3, TQC, TRPO, HerReplayBuffer, VecNormalize, make_vec_env
 from advantage.algorithms import ddpg
 from advantage.algorithms.normalised import Normalised
 from advantage.algorithms.recurrent import Recurrent
@@ -189,8 +189,8 @@ def test_a_resumed_run_ends_with_the_same_bits(run, tmp_path):
 
 def test_what_cannot_remember_says_so():
     """Each with one error before training: other algorithms, and settings that do not go together."""
-    for face in (DQN, PPO):
-        with pytest.raises(ValueError, match=f"is not built for {face.__name__}: use SAC, TD3, DDPG or TQC"):
+    for face in (DQN, TRPO):
+        with pytest.raises(ValueError, match=f"is not built for {face.__name__}: use PPO, A2C, SAC, TD3, DDPG or TQC"):
             face("MlpLstmPolicy", "CartPole-v1")
     with pytest.raises(ValueError, match=r"policy_kwargs\['burn_in'\] is for recurrent policies: use 'MlpLstmPolicy'"):
         SAC("MlpPolicy", policy_kwargs={"burn_in": 3})

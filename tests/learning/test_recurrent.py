@@ -1,6 +1,8 @@
 """Where memory is needed, a recurrent agent learns what no other can."""
 
-from advantage import SAC
+import pytest
+
+from advantage import A2C, PPO, SAC
 from advantage.training.evaluation import evaluate_every_seed
 
 ENV = "advantage/ProbeRecall-v0"
@@ -17,4 +19,20 @@ def test_recurrent_sac_recalls():
         policy_kwargs={"net_arch": [16], "lstm_hidden_size": 16, "sequence_length": 4, "burn_in": 2},
     )  # fmt: skip
     scores = evaluate_every_seed(model.learn(4_000), ENV, 40, seed=1).returns.mean(axis=1)
+    assert min(scores) > 0.8, scores
+
+
+SMALL = {"net_arch": [16], "lstm_hidden_size": 16, "sequence_length": 8}
+ON_POLICY = {
+    PPO: (10_000, {"n_steps": 32, "batch_size": 64, "learning_rate": 3e-3}),
+    A2C: (30_000, {"n_steps": 8, "learning_rate": 3e-3, "use_rms_prop": False}),
+}
+
+
+@pytest.mark.parametrize("face", ON_POLICY, ids=lambda face: face.__name__)
+def test_on_policy_recalls(face):
+    """The same on-policy, three seeds each: a policy that forgets gets 0."""
+    steps, settings = ON_POLICY[face]
+    model = face("MlpLstmPolicy", ENV, n_envs=8, seeds=3, seed=0, gamma=0.9, policy_kwargs=SMALL, **settings)
+    scores = evaluate_every_seed(model.learn(steps), ENV, 40, seed=1).returns.mean(axis=1)
     assert min(scores) > 0.8, scores

@@ -16,6 +16,8 @@ from advantage import (
     DDPG,
     DQN,
     PPO,
+    MaskablePPO,
+    RecurrentPPO,
     REINFORCE,
     SAC,
     TD3,
@@ -47,6 +49,7 @@ ON = {"n_steps": 16, "batch_size": 16, "n_epochs": 2, "learning_rate": "lin_1e-3
 OFF = {"learning_starts": 30, "buffer_size": 100, "batch_size": 8, "train_freq": 4, "exploration_fraction": 1.0, **NET}
 CONTROL = {"learning_starts": 20, "buffer_size": 90, "batch_size": 8, "train_freq": 4, **NET}
 DRIFT = OrnsteinUhlenbeckActionNoise(0.0, 0.3, dt=0.2)  # lasts longer than a chunk
+REMEMBERING = {"net_arch": [8], "lstm_hidden_size": 6, "sequence_length": 5}
 PER = {"replay_buffer_class": PrioritizedReplayBuffer, "replay_buffer_kwargs": {"alpha": 0.7}}
 
 
@@ -81,6 +84,20 @@ class Wandering(gymnasium.Env):
         return self.place.copy(), -float(self.place @ self.place), self.np_random.random() < 0.05, False, {}
 
 
+class Masked(Wandering):
+    """By chance one of three actions is legal no more; a wrong one ends the world."""
+
+    action_space = gymnasium.spaces.Discrete(3)
+
+    def action_masks(self):
+        return np.arange(3) != int(10 * abs(self.place[0])) % 3
+
+    def step(self, action):
+        assert self.action_masks()[action]
+        return super().step(np.array([float(action) - 1.0]))
+
+
+gymnasium.register("test/Masked-v0", Masked, max_episode_steps=30)
 gymnasium.register("test/Wandering-v0", Wandering, max_episode_steps=30)
 gymnasium.register("test/Pole-v0", "gymnasium.envs.classic_control.cartpole:CartPoleEnv")
 
@@ -127,6 +144,13 @@ RUNS = {
     "A2C, gSDE, mid-chunk": (A2C, "Pendulum-v1", {**NET, "use_sde": True, "n_steps": 8}, 64, 27),
     "TRPO, JAX, 2 seeds": (TRPO, "advantage/CartPole-v1", {**NET, "n_steps": 16, "batch_size": 16, "seeds": 2}, 64, 32),
     "REINFORCE, whole episodes": (REINFORCE, "CartPole-v1", {**NET, "train_freq": (2, "episode")}, 200, 101),
+    "PPO, remembering, mid-chunk": (
+        RecurrentPPO, "CartPole-v1", {**ON, "policy": "MlpLstmPolicy", "policy_kwargs": REMEMBERING, "n_envs": 2}, 128, 74,
+    ),
+    "A2C, remembering, JAX, 2 seeds": (
+        A2C, "advantage/CartPole-v1", {**NET, "policy": "MlpLstmPolicy", "policy_kwargs": REMEMBERING, "n_envs": 2, "seeds": 2}, 80, 40,
+    ),
+    "PPO, masked, 2 seeds": (MaskablePPO, "test/Masked-v0", {**ON, "n_envs": 2, "seeds": 2}, 128, 74),
     "CrossQ, JAX, 2 seeds": (CrossQ, "advantage/Pendulum-v1", {**CONTROL, "seeds": 2}, 96, 48),
 }  # fmt: skip
 
@@ -134,10 +158,11 @@ RUNS = {
 @pytest.mark.parametrize("run", RUNS)
 def test_a_resumed_run_ends_with_the_same_bits(run, tmp_path):
     face, env, settings, total, stop = RUNS[run]
+    settings = {"policy": "MlpPolicy", **settings}
     jax_env = env.startswith("advantage/")
-    whole = face("MlpPolicy", env, **settings).learn(total)
+    whole = face(env=env, **settings).learn(total)
     stopper = StopAt(stop)
-    first = face("MlpPolicy", env, **settings)
+    first = face(env=env, **settings)
     # A JAX environment's run stops between updates only: there an earlier checkpoint is taken.
     first.learn(total, stopper, checkpoint_dir=tmp_path, checkpoint_every=stop if jax_env else None)
     assert jax_env or first.num_timesteps in (stop, stop + 1)

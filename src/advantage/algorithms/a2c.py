@@ -14,11 +14,12 @@ from advantage.equations.noise import HeldNoise
 from advantage.equations.objectives import masked_mean, normalised, squared_error
 from advantage.equations.returns import Scalar
 from advantage.equations.schedules import Schedule
-from advantage.memory.rollout import estimates, flat_rows, policy_actions, rollout_metrics
+from advantage.memory.rollout import check_sequences, estimates, flat_rows, policy_actions, rollout_metrics
 from advantage.networks import optimisers
 from advantage.networks.actor_critic import Actor, ActorCritic, Architecture, actor_critic
 from advantage.networks.mlp import Activation
 from advantage.networks.optimisers import Optimizer, adam_ppo, descend, rmsprop_tf
+from advantage.networks.recurrent import Recurrence
 from advantage.networks.sampling import act_sampling as act  # samples from the policy
 from advantage.networks.sampling import check_sde, fresh_network, sampling_carry
 from advantage.types import NONFINITE, Chunk, Metrics, Spec, require, sanitise
@@ -78,6 +79,7 @@ class Config(eqx.Module):
     use_expln: bool = eqx.field(static=True, default=False)  # gSDE: expln in place of exp
     features_extractor: Callable[..., eqx.Module] | None = eqx.field(static=True, default=None)
     share_features_extractor: bool = eqx.field(static=True, default=True)  # between policy and value function
+    recurrence: Recurrence | None = eqx.field(static=True, default=None)  # of policies that remember
     optimizer: Optimizer | None = eqx.field(static=True, default=None)  # function of the learning rate; None: as use_rms_prop says
     network: Callable[..., Any] = eqx.field(static=True, default=actor_critic)
     loss: Callable[..., tuple[Array, Metrics]] = eqx.field(static=True, default=loss)
@@ -93,6 +95,7 @@ class Config(eqx.Module):
         require(self, 0, 1, "gamma", "gae_lambda")
         require(self, 0, math.inf, "learning_rate", "max_grad_norm", "rms_prop_eps")
         check_sde(self, spec)
+        check_sequences(self)
         return []
 
 

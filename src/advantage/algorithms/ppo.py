@@ -22,11 +22,12 @@ from advantage.equations.objectives import (
 from advantage.equations.returns import Scalar
 from advantage.equations.schedules import Schedule
 from advantage.equations.threefry import written_out
-from advantage.memory.rollout import estimates, flat_rows, padded, policy_actions, rollout_metrics, shuffled
+from advantage.memory.rollout import check_sequences, estimates, flat_rows, in_minibatches, policy_actions, rollout_metrics
 from advantage.networks import optimisers
 from advantage.networks.actor_critic import Actor, ActorCritic, Architecture, actor_critic
 from advantage.networks.mlp import Activation
 from advantage.networks.optimisers import Optimizer, adam_ppo, descend
+from advantage.networks.recurrent import Recurrence
 from advantage.networks.sampling import act_sampling as act  # samples from the policy
 from advantage.networks.sampling import check_sde, fresh_network, sampling_carry
 from advantage.types import NONFINITE, Chunk, Metrics, Spec, require, sanitise
@@ -106,6 +107,7 @@ class Config(eqx.Module):
     use_expln: bool = eqx.field(static=True, default=False)  # gSDE: expln in place of exp
     features_extractor: Callable[..., eqx.Module] | None = eqx.field(static=True, default=None)
     share_features_extractor: bool = eqx.field(static=True, default=True)  # between policy and value function
+    recurrence: Recurrence | None = eqx.field(static=True, default=None)  # of policies that remember
     optimizer: Optimizer = eqx.field(static=True, default=adam_ppo)  # function of the learning rate
     network: Callable[..., Any] = eqx.field(static=True, default=actor_critic)
     loss: Callable[..., tuple[Array, Metrics]] = eqx.field(static=True, default=loss)
@@ -127,6 +129,7 @@ class Config(eqx.Module):
                 f" choose at most {rollout}, or raise n_steps"
             )
         check_sde(self, spec)
+        check_sequences(self)
         if rollout % self.batch_size:
             return [
                 f"batch_size={self.batch_size} does not divide the rollout of {rollout} rows: the last"
@@ -181,8 +184,7 @@ def update(config: Config, state: State, memory: Any, chunk: Chunk) -> tuple[Sta
     chunk = sanitise(chunk)
     rows = prepare(config, state.network, chunk)
     key, order_key = jax.random.split(written_out(state.key))
-    minibatches = shuffled(order_key, rows.weight, config.n_epochs, config.batch_size)
-    all_rows = padded(rows, config.batch_size)
+    minibatches, all_rows = in_minibatches(config, order_key, rows)
 
     def minibatch(chosen: Int[Array, " B"]) -> Rows:
         return jax.tree.map(lambda x: x[chosen], all_rows)
@@ -195,7 +197,8 @@ def update(config: Config, state: State, memory: Any, chunk: Chunk) -> tuple[Sta
         lambda learner, chosen: (_gradient_step(config, learner, minibatch(chosen)), None), learner, minibatches
     )
     # An epoch cut short by target_kl counts, as in SB3; an empty chunk changes no bit.
-    per_epoch = jnp.maximum(-(-jnp.sum(chunk.valid, dtype=jnp.int32) // config.batch_size), 1)
+    holding = jnp.any(all_rows.weight[minibatches] > 0, axis=1)
+    per_epoch = jnp.maximum(jnp.sum(holding, dtype=jnp.int32) // config.n_epochs, 1)
     n_updates = state.n_updates + learner.applied // per_epoch + (going_on & ~learner.going_on)
     key = jnp.where(going_on, jax.random.key_data(key), state.key)
     new = State(learner.network, learner.optimizer, n_updates, key)
@@ -225,7 +228,7 @@ def _gradient_step(config: Config, learner: Learner, rows: Rows) -> Learner:
     (_, metrics), gradients = jax.value_and_grad(config.loss, argnums=1, has_aux=True)(config, network, rows)
     if config.target_kl is not None:
         going_on &= metrics["train/approx_kl"] <= 1.5 * config.target_kl
-    wanted = going_on & (rows.weight[0] > 0)  # valid rows come first
+    wanted = going_on & jnp.any(rows.weight > 0)
     network, optimizer, applied = descend(
         config.optimizer, config.learning_rate, config.max_grad_norm, network, gradients, optimizer, wanted
     )

@@ -19,7 +19,7 @@ from jaxtyping import PyTree
 
 from advantage.envs.process import Make, Worker, WorkerDied, WorkerFault, WorkerTraceback
 from advantage.envs.single import call_method, has_attribute, reset_env, step_env
-from advantage.envs.vector import EnvironmentFailure, Writer, env_name
+from advantage.envs.vector import EnvironmentFailure, Writer, check_masks, env_name
 from advantage.envs.worker import CLOSE, STEP, Layout, Leaf, packed
 from advantage.envs.wrapping import whole
 from advantage.types import Observed, Space, Spec, TimeStep
@@ -176,7 +176,9 @@ class AsyncEnvs:
     def _masks(self) -> np.ndarray | None:
         if not self.masked:
             return None
-        return np.concatenate([worker.block.mask for worker in self.workers]).reshape(*self.shape, -1)
+        masks = np.concatenate([worker.block.mask for worker in self.workers])
+        check_masks(masks, self.spec.action.n, self._name)
+        return masks.reshape(*self.shape, -1)
 
     # -- anything else ---------------------------------------------------------------------------
 

@@ -41,19 +41,27 @@ class CartPole:
 
     Identical to Gymnasium's `CartPole-v1`: Euler integration, termination beyond ±2.4 or ±12°,
     truncation after 500 steps (reported also where the pole falls in the last one, as Gymnasium does).
+    Without `velocities` only position and angle are observed, and a policy needs a memory.
     """
 
-    id: ClassVar[str] = "advantage/CartPole-v1"
-    spec: ClassVar[Spec] = Spec(
-        _box([2 * _POSITION_LIMIT, math.inf, 2 * _ANGLE_LIMIT, math.inf]),
-        Space("discrete", dtype="int32", n=(2,), start=(0,)),
-    )
     max_steps: int = 500
+    velocities: bool = True
 
-    def reset(self, key: PRNGKeyArray) -> tuple[CartPoleState, Float[Array, "4"]]:
+    @property
+    def id(self) -> str:
+        """`make_jax`'s name."""
+        return "advantage/CartPole-v1" if self.velocities else "advantage/CartPoleNoVel-v1"
+
+    @property
+    def spec(self) -> Spec:
+        """What is observed, and two actions."""
+        high = [2 * _POSITION_LIMIT, math.inf, 2 * _ANGLE_LIMIT, math.inf]
+        return Spec(_box(high if self.velocities else high[::2]), Space("discrete", dtype="int32", n=(2,), start=(0,)))
+
+    def reset(self, key: PRNGKeyArray) -> tuple[CartPoleState, Float[Array, "V"]]:
         """Begin near the upright rest: each variable uniform in ±0.05."""
         variables = jax.random.uniform(key, (4,), jnp.float32, -0.05, 0.05)
-        return CartPoleState(variables, jnp.int32(0)), variables
+        return CartPoleState(variables, jnp.int32(0)), self._observed(variables)
 
     def step(
         self, env_state: CartPoleState, action: Int[Array, ""], key: PRNGKeyArray
@@ -62,8 +70,11 @@ class CartPole:
         variables = _push(env_state.variables, action == 1)
         steps = env_state.steps + jnp.int32(1)
         fallen = (jnp.abs(variables[0]) > _POSITION_LIMIT) | (jnp.abs(variables[2]) > _ANGLE_LIMIT)
-        transition = Transition(variables, jnp.float32(1.0), fallen, steps >= self.max_steps)
+        transition = Transition(self._observed(variables), jnp.float32(1.0), fallen, steps >= self.max_steps)
         return CartPoleState(variables, steps), transition
+
+    def _observed(self, variables: Float[Array, "4"]) -> Float[Array, "V"]:
+        return variables if self.velocities else variables[::2]
 
     def render(self, env_state: CartPoleState) -> UInt8[np.ndarray, "400 600 3"]:
         """A picture like Gymnasium's."""

@@ -155,6 +155,7 @@ def step_envs(
 
 _CLASSES = {
     "advantage/CartPole-v1": ("advantage.envs.classic", "CartPole", {}),
+    "advantage/CartPoleNoVel-v1": ("advantage.envs.classic", "CartPole", {"velocities": False}),
     "advantage/Pendulum-v1": ("advantage.envs.classic", "Pendulum", {}),
 } | {
     f"advantage/Probe{name}{'Continuous' if options else ''}-v0": ("advantage.envs.probes", name, options)

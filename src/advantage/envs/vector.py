@@ -24,6 +24,18 @@ class EnvironmentFailure(RuntimeError):
     """An environment raised or answered nonsense; the original exception is its `__cause__`."""
 
 
+def check_masks(masks: np.ndarray, choices: tuple[int, ...], name: Callable[[int], str]) -> None:
+    """Raise `EnvironmentFailure` where nothing is legal in masks `[N, sum(choices)]`; `name` says whose row it is."""
+    starts = [sum(choices[:k]) for k in range(len(choices))]
+    legal = np.logical_or.reduceat(masks, starts, axis=1)
+    if not legal.all():
+        i, k = (int(x) for x in np.argwhere(~legal)[0])
+        part = f" of component {k}" if len(choices) > 1 else ""
+        raise EnvironmentFailure(
+            f"{name(i)}: action_masks() allows no action{part}: leave at least one legal, or end the episode before"
+        )
+
+
 @runtime_checkable
 class HostEnvs(Protocol):
     """What the host driver asks of environments."""
@@ -142,8 +154,14 @@ class SyncEnvs:
     def _masks(self) -> np.ndarray | None:
         if not self.masked:
             return None
-        masks = [np.asarray(env.get_wrapper_attr("action_masks")(), bool) for env in self.envs]
-        return np.stack(masks).reshape(*self.shape, -1)
+        rows, choices = np.empty((len(self.envs), sum(self.spec.action.n)), bool), self.spec.action.n
+        for i, env in enumerate(self.envs):
+            try:
+                rows[i] = np.asarray(env.get_wrapper_attr("action_masks")(), bool).reshape(rows.shape[1])
+            except Exception as error:
+                raise EnvironmentFailure(f"{self._name(i)} raised {_said(error)} in action_masks()") from error
+        check_masks(rows, choices, self._name)
+        return rows.reshape(*self.shape, -1)
 
     def _name(self, i: int) -> str:
         return env_name(i, self.num_seeds, self.num_envs)

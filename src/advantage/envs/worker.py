@@ -270,7 +270,7 @@ class Server:
 
     def _write_mask(self, i: int) -> None:
         with _blamed(i, "in action_masks()"):
-            self.block.mask[i] = np.asarray(self.masks[i](), bool).reshape(-1)
+            self.block.mask[i] = np.asarray(self.masks[i](), bool).reshape(self.block.mask[i].shape)
 
     def _bytes(self, message: Any) -> bytes:
         try:

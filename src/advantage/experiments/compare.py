@@ -203,9 +203,9 @@ def _train(pair: _Pair, protocol: Protocol, seed: int, seeds: int, progress_bar:
 
 
 def _made(pair: _Pair, seed: int, seeds: int) -> Model:
-    fields = dict(pair.settings)
-    policy = fields.pop("policy", "MlpPolicy")
-    return ALGORITHMS[pair.algorithm](policy, pair.env, seed=seed, seeds=seeds, **fields)
+    face, fields = ALGORITHMS[pair.algorithm], dict(pair.settings)
+    policy = fields.pop("policy", face.policies[0])
+    return face(policy, pair.env, seed=seed, seeds=seeds, **fields)
 
 
 def _try(pair: _Pair) -> None:

@@ -207,6 +207,9 @@ def _choices(env: str, spec: Spec, fused: bool) -> tuple[list[_Choice], dict[str
     """`(algorithms that take the environment, why the others do not)`: each face is asked itself."""
     choices, others = [], {}
     for name, face in ALGORITHMS.items():
+        if face.__base__ is not Model:
+            others[name] = f"{name} is another name of {face.__base__.__name__}."
+            continue
         preset = find_preset(name, env)
         settings = preset.settings if preset else _defaults(face, spec)
         fields = dict(settings)

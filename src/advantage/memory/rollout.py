@@ -1,5 +1,6 @@
 """What on-policy algorithms make of a rollout: advantages and returns, flat rows, minibatches in random order."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -70,6 +71,60 @@ def shuffled(key: Key, weight: Float[Array, " R"], n_epochs: int, batch_size: in
     mask = jnp.uint32(2**index_bits - 1)
     order = jnp.sort(drawn & ~mask | jnp.arange(count, dtype=jnp.uint32)[None], axis=1) & mask
     return order.astype(jnp.int32).reshape(-1, batch_size)
+
+
+def in_minibatches(config: Any, key: Key, rows: Any) -> tuple[Int[Array, "M B"], Any]:
+    """The row numbers of `n_epochs` passes in minibatches, and the rows `[R, ...]` with zeros behind them.
+
+    Rows of a policy that remembers stay together: a minibatch holds as many whole windows as `batch_size` allows.
+    """
+    if config.recurrence is None:
+        chosen = shuffled(key, rows.weight, config.n_epochs, config.batch_size)
+        return chosen, padded(rows, config.batch_size)
+    length = sequence_length(config)
+    chosen = shuffled_windows(key, rows.weight, config.n_epochs, config.batch_size // length, config.n_steps, length)
+    return chosen, jax.tree.map(lambda x: pad(x, 1), rows)
+
+
+def shuffled_windows(
+    key: Key, weight: Float[Array, " R"], n_epochs: int, count: int, n_steps: int, length: int
+) -> Int[Array, "M LB"]:
+    """As `shuffled`, minibatches of `count` windows of `length` steps of one environment, step by step.
+
+    Rows that a window has beyond the rollout's end, and those of the padding, have number R.
+    """
+    num_envs, starts = weight.shape[0] // n_steps, -(-n_steps // length)
+    there = pad(weight, (starts * length - n_steps) * num_envs).reshape(starts, length, num_envs)
+    window = shuffled(key, jnp.max(there, axis=1).reshape(-1), n_epochs, count)
+    step = (window // num_envs * length)[:, None] + jnp.arange(length, dtype=jnp.int32)[None, :, None]
+    row = step * num_envs + (window % num_envs)[:, None]
+    return jnp.minimum(row, weight.shape[0]).reshape(window.shape[0], -1)
+
+
+def sequence_length(config: Any) -> int:
+    """Steps of a sequence along which a policy that remembers learns.
+
+    Algorithms with minibatches cut a rollout into as few equal windows as can be of at most `sequence_length` steps;
+    others learn along the whole rollout.
+    """
+    longest = config.recurrence.sequence_length if hasattr(config, "batch_size") else config.n_steps
+    return -(-config.n_steps // -(-config.n_steps // longest))
+
+
+def check_sequences(config: Any) -> None:
+    """Raise `ValueError` for settings with which a policy that remembers cannot learn."""
+    if config.recurrence is None:
+        return
+    if config.net_arch.shared:
+        raise ValueError(
+            f"net_arch shares layers {config.net_arch.shared}, and policy and value function of a recurrent policy"
+            " remember for themselves: give net_arch=dict(pi=[...], vf=[...])"
+        )
+    if getattr(config, "batch_size", math.inf) < sequence_length(config):
+        raise ValueError(
+            f"batch_size={config.batch_size} counts steps, and is less than one window of {sequence_length(config)}"
+            " steps: raise batch_size or lower policy_kwargs['sequence_length']"
+        )
 
 
 def padded(rows: PyTree[Array], batch_size: int) -> PyTree[Array]:

@@ -24,7 +24,7 @@ Extractor = Callable[[Space, Key], eqx.Module]
 CNNS = {"NatureCNN": NatureCNN, "ImpalaCNN": ImpalaCNN}
 # What each policy sees observations through; None: flattened.
 POLICIES = {
-    "CnnPolicy": "NatureCNN", "MultiInputPolicy": "CombinedExtractor", "MultiInputLstmPolicy": "CombinedExtractor",
+    "CnnPolicy": "NatureCNN", "CnnLstmPolicy": "NatureCNN", "MultiInputPolicy": "CombinedExtractor", "MultiInputLstmPolicy": "CombinedExtractor",
 }  # fmt: skip
 # SB3's widths behind a CNN, where they are not those behind other features.
 BEHIND_CNN = {

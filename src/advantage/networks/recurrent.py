@@ -1,8 +1,8 @@
 """Networks that remember: LSTM and GRU layers, one step at a time or along sequences.
 
 What is remembered between steps is the carry: for each layer a tuple of arrays `[N, H]`. Recurrence is a matter of
-the features: an algorithm's equations see rows of features as ever, whether these came from acting (`Encoded`) or from
-windows of the past (`Windows`), and know nothing of it.
+the features: an algorithm's equations see rows of features as ever, whether these came from acting (`Encoded`), from
+windows of a replay (`Windows`) or from a rollout (`Steps`), and know nothing of it.
 """
 
 import math
@@ -89,6 +89,19 @@ class Windows(NamedTuple):
     following: PyTree = None  # [L, B, ...]: the observations wanted are not the rows' own but those that followed
 
 
+class Steps(eqx.Module):
+    """Rows of a rollout, each with what every network remembered before it.
+
+    With a `length` of L they are B sequences, row `l * B + b` the l-th of sequence b, and only what was remembered
+    before a sequence is read: from there on the memory is computed, and learns.
+    """
+
+    obs: PyTree  # [*batch, ...]
+    is_first: Bool[Array, "*batch"]  # where the memory begins anew
+    carry: tuple[Carry, ...]  # [*batch, H] each
+    length: int = eqx.field(static=True, default=1)
+
+
 class RecurrentFeatures(eqx.Module):
     """Features of an observation and of what came before it in the episode."""
 
@@ -96,18 +109,21 @@ class RecurrentFeatures(eqx.Module):
     cells: tuple[LSTM | GRU, ...]
     burn_in: int = eqx.field(static=True, default=0)
     from_stored: bool = eqx.field(static=True, default=True)  # windows begin with their stored carry, or with nothing
+    which: int = eqx.field(static=True, default=0)  # its own among the carries of `Steps`
 
     @property
     def size(self) -> int:
         """The number of features."""
         return self.cells[-1].recurrent.weight.shape[0]
 
-    def __call__(self, obs: Encoded | Windows) -> Float[Array, "B H"]:
-        """Features `[N, H]`, or `[L * B, H]` of windows, row by row."""
-        return obs.features if isinstance(obs, Encoded) else self._of_windows(obs)
+    def __call__(self, obs: Encoded | Windows | Steps) -> Float[Array, "*batch H"]:
+        """Features `[*batch, H]`, or `[L * B, H]` of windows, row by row."""
+        if isinstance(obs, Encoded):
+            return obs.features
+        return self._of_steps(obs) if isinstance(obs, Steps) else self._of_windows(obs)
 
     def step(
-        self, carry: Carry, obs: PyTree, is_first: Bool[Array, " N"] | None = None
+        self, carry: Carry, obs: PyTree, is_first: Bool[Array, "*batch"] | None = None
     ) -> tuple[Float[Array, "*batch H"], Carry]:
         """`(features, carry)` after one observation `[*batch, ...]`; the memory is emptied where `is_first`."""
         x, after = self.inner(obs), []
@@ -118,7 +134,7 @@ class RecurrentFeatures(eqx.Module):
         return x, tuple(after)
 
     def sequence(
-        self, carry: PyTree, obs: PyTree, is_first: Bool[Array, "T N"], held: Bool[Array, "T N"]
+        self, carry: PyTree, obs: PyTree, is_first: Bool[Array, "T N"], held: Bool[Array, "T N"] | None = None
     ) -> tuple[Float[Array, "T N H"], PyTree]:
         """Features of T rows `[T, N, ...]` and the carry after each `[T, N, H]`; rows not `held` change nothing."""
         x, after = self.inner(obs), []
@@ -128,6 +144,15 @@ class RecurrentFeatures(eqx.Module):
             after.append(states)
             x = states[0]
         return x, tuple(after)
+
+    def _of_steps(self, steps: Steps) -> Float[Array, "*batch H"]:
+        carry = steps.carry[self.which]
+        if steps.length == 1:
+            return self.step(carry, steps.obs, steps.is_first)[0]
+        rows = steps.obs, steps.is_first, carry
+        obs, is_first, carry = jax.tree.map(lambda x: x.reshape(steps.length, -1, *x.shape[1:]), rows)
+        features, _ = self.sequence(jax.tree.map(lambda x: x[0], carry), obs, is_first)
+        return features.reshape(-1, self.size)
 
     def _of_windows(self, windows: Windows) -> Float[Array, "B H"]:
         """Burn-in moves the carry alone, without a gradient (Kapturowski et al., 2019, section 3)."""
@@ -144,7 +169,7 @@ class RecurrentFeatures(eqx.Module):
 
 
 def recurrent_features(
-    recurrence: Recurrence, inner: Callable[[Space, Key], eqx.Module] | None, from_stored: bool
+    recurrence: Recurrence, inner: Callable[[Space, Key], eqx.Module] | None, from_stored: bool = True, which: int = 0
 ) -> Callable[[Space, Key], RecurrentFeatures]:
     """`features` for builders of networks; `inner` makes what comes before the memory (None: `Flatten`)."""
 
@@ -154,7 +179,7 @@ def recurrent_features(
         size = recurrence.lstm_hidden_size
         inputs = [extractor.size, *[size] * (recurrence.n_lstm_layers - 1)]
         cells = [layer(recurrence.rnn_type, key, count, size) for key, count in zip(keys, inputs, strict=True)]
-        return RecurrentFeatures(extractor, tuple(cells), recurrence.burn_in, from_stored)
+        return RecurrentFeatures(extractor, tuple(cells), recurrence.burn_in, from_stored, which)
 
     return build
 
@@ -203,18 +228,19 @@ def _along(
     state: tuple[Float[Array, "N H"], ...],
     projected: Float[Array, "T N G"],
     is_first: Bool[Array, "T N"],
-    held: Bool[Array, "T N"],
+    held: Bool[Array, "T N"] | None,
 ) -> tuple[Float[Array, "T N H"], ...]:
     """The state after each of T rows `[T, N, H]`."""
 
-    def step(state: State, row: tuple[Array, Array, Array]) -> tuple[State, State]:
+    def step(state: State, row: tuple[Array, Array, Array | None]) -> tuple[State, State]:
         projected, first, there = row
         moved = cell(_emptied(state, first), projected)
-        state = jax.tree.map(lambda new, old: jnp.where(there[:, None], new, old), moved, state)
-        return state, state
+        if there is not None:
+            moved = jax.tree.map(lambda new, old: jnp.where(there[:, None], new, old), moved, state)
+        return moved, moved
 
     return jax.lax.scan(step, state, (projected, is_first, held))[1]
 
 
-def _emptied(state: State, is_first: Bool[Array, " N"]) -> State:
-    return jax.tree.map(lambda x: jnp.where(is_first[:, None], 0.0, x), state)
+def _emptied(state: State, is_first: Bool[Array, "*batch"]) -> State:
+    return jax.tree.map(lambda x: jnp.where(is_first[..., None], 0.0, x), state)

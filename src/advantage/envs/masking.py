@@ -1,0 +1,84 @@
+"""Which actions are legal: wrappers and questions by SB3-contrib's names, and the check of every answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from advantage.envs.jax import is_jax_env
+from advantage.envs.single import has_masks
+from advantage.envs.subproc import SubprocVecEnv
+from advantage.envs.vec_env import DummyVecEnv
+
+
+class ActionMasker(gymnasium.Wrapper, gymnasium.utils.RecordConstructorArgs):
+    """Gives an environment the method `action_masks`, by a function of it, a method of it, or its `info`.
+
+    Args:
+        env: an environment with Discrete or MultiDiscrete actions.
+        action_mask_fn: a function of `env`, or the name of its method, that answers `[choices]` bool, True where an
+            action is legal now (the components of MultiDiscrete side by side). None: what `reset` and `step` say last
+            under `info["action_mask"]`, as Gymnasium's own environments do.
+
+    Raises:
+        ValueError: there is no such method, or `info` has no mask.
+    """
+
+    def __init__(self, env: gymnasium.Env, action_mask_fn: Callable[[gymnasium.Env], np.ndarray] | str | None = None):
+        gymnasium.utils.RecordConstructorArgs.__init__(self, action_mask_fn=action_mask_fn)
+        super().__init__(env)
+        self._info: dict[str, Any] = {}
+        self._function = action_mask_fn  # called with `self.env`, which in a copy is the copy's
+        if isinstance(action_mask_fn, str) and not env.has_wrapper_attr(action_mask_fn):
+            raise ValueError(f"action_mask_fn={action_mask_fn!r}: {env} has no such method: give a function of env")
+
+    def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:
+        """As the environment's."""
+        obs, self._info = self.env.reset(**options)
+        return obs, self._info
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """As the environment's."""
+        *answer, self._info = self.env.step(action)
+        return *answer, self._info
+
+    def action_masks(self) -> np.ndarray:
+        """`[choices]` bool: True where an action is legal now."""
+        if isinstance(self._function, str):
+            return self.env.get_wrapper_attr(self._function)()
+        if self._function is not None:
+            return self._function(self.env)
+        if "action_mask" not in self._info:
+            raise ValueError(
+                f"ActionMasker: info of {self.env} has no 'action_mask', only {sorted(self._info)}: give action_mask_fn"
+            )
+        return self._info["action_mask"]
+
+
+def is_masking_supported(env: Any) -> bool:
+    """Whether every environment says which actions are legal: by a method `action_masks()`, JAX environments by
+    `action_mask(env_state)`."""
+    if is_jax_env(env):
+        return hasattr(env, "action_mask")
+    if isinstance(env, SubprocVecEnv):
+        return env.host.masked
+    return all(map(has_masks, env.envs)) if isinstance(env, DummyVecEnv) else has_masks(env)
+
+
+def get_action_masks(env: Any) -> np.ndarray:
+    """What is legal now, for `predict(obs, action_masks=...)`: `[choices]` bool, or `[N, choices]` of a vector of N.
+
+    Raises:
+        ValueError: the environment does not say.
+    """
+    if is_jax_env(env) or not is_masking_supported(env):
+        raise ValueError(
+            f"env={env!r} does not say which actions are legal: give it a method action_masks(), or wrap it in"
+            " ActionMasker(env, function)"
+        )
+    if isinstance(env, gymnasium.Env):
+        return np.asarray(env.get_wrapper_attr("action_masks")(), bool)
+    return np.stack([np.asarray(mask, bool).reshape(-1) for mask in env.env_method("action_masks")])
