@@ -18,7 +18,7 @@ from typing import Any
 import jobs
 
 MODULES = {"ours": "advantage", "sb3": "stable_baselines3", "sbx": "sbx", "jax": "jax"}
-CONTRIB = {"TQC", "CrossQ", "TRPO"}  # in SB3's sister package
+CONTRIB = {"TQC", "CrossQ", "TRPO", "RecurrentPPO"}  # in SB3's sister package
 DISTRIBUTIONS = {
     "ours": ("advantage", "jax", "jaxlib", "equinox", "numpy", "gymnasium"),
     "sb3": ("stable_baselines3", "torch", "numpy", "gymnasium"),
@@ -166,6 +166,7 @@ def load(library: str, algorithm: str) -> Any:
 
 def build(library: str, algorithm: Any, run: jobs.Run) -> Any:
     """The model on its environments; both peers step theirs one by one in a `DummyVecEnv`."""
+    policy = jobs.policy_of(run.algorithm)
     if library == "ours":
         options: dict[str, Any] = {"seed": 0, "seeds": run.seeds}
         if run.vectorised:
@@ -176,13 +177,13 @@ def build(library: str, algorithm: Any, run: jobs.Run) -> Any:
         else:
             env = run.env
             options["n_envs"] = run.n_envs
-        return algorithm("MlpPolicy", env, **options, **run.settings)
+        return algorithm(policy, env, **options, **run.settings)
     if run.seeds > 1 or run.vectorised:
         raise ValueError(f"{library} cannot run {run}: only one seed, no gymnasium.vector environments")
     from stable_baselines3.common.env_util import make_vec_env
 
     env = make_vec_env(run.env, run.n_envs, seed=0)
-    return algorithm("MlpPolicy", env, seed=0, device="cpu", **run.settings)
+    return algorithm(policy, env, seed=0, device="cpu", **run.settings)
 
 
 if __name__ == "__main__":

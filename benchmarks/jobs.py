@@ -21,6 +21,11 @@ def linear(start: float) -> Callable[[float], float]:
 # -- speed -------------------------------------------------------------------------------------------
 
 
+def policy_of(algorithm: str) -> str:
+    """The name of the policy that an algorithm is run with."""
+    return "MlpLstmPolicy" if algorithm.startswith("Recurrent") else "MlpPolicy"
+
+
 class Run(NamedTuple):
     """What one child process trains and times: a `learn` that compiles, another, and a timed third one.
 
@@ -60,6 +65,9 @@ CONTROL = {"policy_kwargs": {"net_arch": [256, 256]}}
 # The zoo's.
 TRPO_CARTPOLE = {"n_steps": 512, "batch_size": 512, "cg_damping": 1e-3, "gae_lambda": 0.98, "learning_rate": 1e-3,
                  "n_critic_updates": 20}  # fmt: skip
+# Position and angle alone: see `novel.py`.
+NO_VELOCITIES = "novel:CartPoleNoVel-v1"
+RECURRENT = {"n_steps": 128, "batch_size": 256, "n_epochs": 10, "policy_kwargs": {"lstm_hidden_size": 64, "net_arch": [64]}}
 TRPO_PENDULUM = {"n_steps": 1024, "gamma": 0.9, "n_critic_updates": 15, "use_sde": True}
 
 # SB3 takes 10 to 20 s for the timed part. In `fused` runs a step's cost doesn't depend on the policy (a reset
@@ -82,6 +90,7 @@ RUNS: dict[str, Run] = {
     "a2c-gym": Run("A2C", GYM, 8, {}, warmup=4_000, steps=40_000),
     "trpo-gym": Run("TRPO", GYM, 2, TRPO_CARTPOLE, warmup=2_048, steps=30_720),
     "trpo-pendulum": Run("TRPO", "Pendulum-v1", 2, TRPO_PENDULUM, warmup=4_096, steps=40_960),
+    "recurrent-ppo-gym": Run("RecurrentPPO", NO_VELOCITIES, 8, RECURRENT, warmup=1_024, steps=8_192),
     "ppo-gym-64envs": _PPO._replace(n_envs=64, settings={**PPO, "n_steps": 32}, steps=81_920),
     "ppo-fused-64envs": _PPO_FUSED._replace(n_envs=64, settings={**PPO, "n_steps": 32}, steps=409_600),
     # Off-policy continuous control: one environment, one gradient step a step, networks of 2 x 256.
@@ -229,6 +238,7 @@ POLICY: list[Check] = [
     *_faster("a2c-gym", "sb3", "a2c-gym", 4.0),
     *_faster("trpo-gym", "sb3", "trpo-gym", 4.0),
     *_faster("trpo-pendulum", "sb3", "trpo-pendulum", 4.0),
+    *_faster("recurrent-ppo-gym", "sb3", "recurrent-ppo-gym", 10.0),
     *_faster("ppo-fused-64envs", "sb3", "ppo-gym-64envs", 9.0),
 ]
 

@@ -70,7 +70,7 @@ def train(name: str, seeds: int, steps: int | None = None, models: Path | None =
     job = jobs.EVERY[name]
     steps = steps or job.steps
     model = getattr(advantage, job.algorithm)(
-        "MlpPolicy", job.env, n_envs=job.n_envs, seed=0, seeds=seeds, **job.settings
+        jobs.policy_of(job.algorithm), job.env, n_envs=job.n_envs, seed=0, seeds=seeds, **job.settings
     )
     evaluations = Evaluations(model, job, seeds, steps)
     model.learn(steps, callback=evaluations)

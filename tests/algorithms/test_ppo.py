@@ -19,6 +19,7 @@ import scipy.stats
 from advantage.algorithms import ppo
 from advantage.drivers.fused import FusedDriver
 from advantage.envs.probes import ContinuousTarget, Endings
+from advantage.memory.rollout import shuffled
 from advantage.networks.actor_critic import Actor, ActorCritic, Architecture
 from advantage.networks.features import Flatten
 from advantage.networks.mlp import MLP, Linear
@@ -387,7 +388,7 @@ def test_minibatches_are_shuffled():
 def orders(valid, n_epochs, batch_size):
     """The rows of every epoch, padding included."""
     weight = jnp.asarray(valid, jnp.float32)
-    found = ppo.shuffled(jax.random.PRNGKey(0), weight, n_epochs, batch_size)
+    found = shuffled(jax.random.PRNGKey(0), weight, n_epochs, batch_size)
     return np.asarray(found).reshape(n_epochs, -1)
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from advantage import A2C, DDPG, DQN, PPO, REINFORCE, SAC, TD3, TRPO, HerReplayBuffer
+from advantage.algorithms.kl_penalty import kl_penalty_loss
 from advantage.training.evaluation import evaluate_every_seed
 
 
@@ -21,6 +22,21 @@ def test_ppo_learns_cartpole():
     )  # fmt: skip
     scores = returns(model.learn(40_000))
     assert min(scores) > 450, scores
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"loss": kl_penalty_loss, "desired_kl": 0.01, "adapts": "kl_coef"}, {"desired_kl": 0.01}],
+    ids=["penalty", "learning rate"],
+)
+def test_ppo_that_follows_the_kl_learns_cartpole(settings):
+    """Each of four seeds 400 in 40,000 steps; without any penalty two seeds of four stay at 310 and 10."""
+    model = PPO(
+        "MlpPolicy", "advantage/CartPole-v1", n_envs=8, n_steps=64, batch_size=128, seeds=4, seed=0, learning_rate=1e-3,
+        **settings,
+    )  # fmt: skip
+    scores = evaluate_every_seed(model.learn(40_000), "advantage/CartPole-v1", 20, seed=1).returns.mean(axis=1)
+    assert min(scores) > 400, scores
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from advantage.equations.distributions import Key
+from advantage.equations.divergence import adapted, check_adapted, followed
 from advantage.equations.noise import HeldNoise
 from advantage.equations.objectives import (
     clipped_surrogate,
@@ -56,17 +57,27 @@ class Rows(NamedTuple):
 
 def loss(config: "Config", network: ActorCritic, rows: Rows) -> tuple[Float[Array, ""], Metrics]:
     """Clipped surrogate, value error and entropy of one minibatch (eq. 9), to be minimised."""
+
+    def surrogate(log_prob: Float[Array, " B"], advantage: Float[Array, " B"]) -> Float[Array, " B"]:
+        return clipped_surrogate(log_prob, rows.log_prob, advantage, config.clip_range)
+
+    return surrogate_loss(surrogate, config, network, rows)
+
+
+def surrogate_loss(
+    surrogate: Callable[[Array, Array], Array], config: "Config", network: ActorCritic, rows: Rows
+) -> tuple[Float[Array, ""], Metrics]:
+    """Minus the surrogate objective, value error and minus the entropy, each a mean."""
     distribution, value = network.both(rows.obs, rows.action_mask)
     log_prob, entropy = distribution.log_prob(rows.action), distribution.entropy()
     advantage = normalised(rows.advantage, rows.weight) if config.normalize_advantage else rows.advantage
-    surrogate = clipped_surrogate(log_prob, rows.log_prob, advantage, config.clip_range)
     if config.clip_range_vf is not None:
         value = clipped_value(value, rows.value, config.clip_range_vf)
 
     def mean(x: Float[Array, " B"]) -> Float[Array, ""]:
         return masked_mean(x, rows.weight)
 
-    policy_loss, entropy_loss = -mean(surrogate), -mean(entropy)
+    policy_loss, entropy_loss = -mean(surrogate(log_prob, advantage)), -mean(entropy)
     value_loss = mean(squared_error(value, rows.returns))
     total = policy_loss + config.ent_coef * entropy_loss + config.vf_coef * value_loss
     log_ratio = log_prob - rows.log_prob
@@ -99,6 +110,9 @@ class Config(eqx.Module):
     use_sde: bool = eqx.field(static=True, default=False)  # state-dependent exploration (Box actions)
     sde_sample_freq: int = eqx.field(static=True, default=-1)  # steps between new noise; -1: each rollout
     target_kl: Scalar | None = None  # stop an update's epochs at 1.5 times this KL; None: never
+    kl_coef: Scalar = 1.0  # weight of the penalty, with loss=kl_penalty_loss
+    desired_kl: Scalar | None = None  # the KL of an update that `adapts` aims at; None: nothing is adapted
+    adapts: str = eqx.field(static=True, default="learning_rate")  # what follows the KL: that, or kl_coef
     net_arch: Architecture = eqx.field(static=True, default=Architecture())  # layer widths
     activation_fn: Activation = eqx.field(static=True, default=jnp.tanh)  # between hidden layers
     ortho_init: bool = eqx.field(static=True, default=True)  # orthogonal weights to start from
@@ -122,6 +136,8 @@ class Config(eqx.Module):
         require(self, 1, math.inf, "n_steps", "batch_size", "n_epochs")
         require(self, 0, 1, "gamma", "gae_lambda")
         require(self, 0, math.inf, "learning_rate", "clip_range", "clip_range_vf", "max_grad_norm", "target_kl")
+        require(self, 0, math.inf, "kl_coef", "desired_kl")
+        check_adapted(self)
         rollout = self.n_steps * num_envs
         if self.batch_size > rollout:
             raise ValueError(
@@ -144,6 +160,7 @@ class State(NamedTuple):
     network: ActorCritic
     optimizer: PyTree
     n_updates: Array  # epochs so far, as SB3 counts
+    factor: Array  # of what adapts to the KL
     key: Array
 
 
@@ -151,7 +168,7 @@ def init(config: Config, spec: Spec, key: Key) -> State:
     """A fresh agent."""
     network_key, features_key, key = jax.random.split(key, 3)
     network = fresh_network(config, spec, network_key, features_key)
-    return State(network, optimisers.init(config.optimizer, network), jnp.int32(0), key)
+    return State(network, optimisers.init(config.optimizer, network), jnp.int32(0), jnp.float32(1.0), key)
 
 
 def initial_carry(config: Config, spec: Spec, num_envs: int) -> tuple[()] | HeldNoise:
@@ -181,7 +198,7 @@ class Learner(NamedTuple):
 
 def update(config: Config, state: State, memory: Any, chunk: Chunk) -> tuple[State, Any, Metrics]:
     """`n_epochs` passes over one rollout `[T, N]` in minibatches of `batch_size` rows."""
-    chunk = sanitise(chunk)
+    chunk, config = sanitise(chunk), adapted(config, state.factor)
     rows = prepare(config, state.network, chunk)
     key, order_key = jax.random.split(written_out(state.key))
     minibatches, all_rows = in_minibatches(config, order_key, rows)
@@ -201,15 +218,18 @@ def update(config: Config, state: State, memory: Any, chunk: Chunk) -> tuple[Sta
     per_epoch = jnp.maximum(jnp.sum(holding, dtype=jnp.int32) // config.n_epochs, 1)
     n_updates = state.n_updates + learner.applied // per_epoch + (going_on & ~learner.going_on)
     key = jnp.where(going_on, jax.random.key_data(key), state.key)
-    new = State(learner.network, learner.optimizer, n_updates, key)
-    return new, memory, _metrics(learner, new, rows)
+    metrics = _means(learner)
+    factor = jnp.where(going_on, followed(config, state.factor, metrics), state.factor)
+    if config.desired_kl is not None:
+        metrics[f"train/adapted_{config.adapts}"] = jnp.asarray(getattr(config, config.adapts), jnp.float32)
+    new = State(learner.network, learner.optimizer, n_updates, factor, key)
+    return new, memory, metrics | rollout_metrics(new.network, rows, n_updates)
 
 
-def _metrics(learner: Learner, state: State, rows: Rows) -> Metrics:
-    """Means over the gradient steps made, and what is known of the whole rollout."""
+def _means(learner: Learner) -> Metrics:
+    """Means over the gradient steps made."""
     steps = jnp.maximum(learner.applied, 1).astype(jnp.float32)
-    metrics = {name: x if name == NONFINITE else x / steps for name, x in learner.totals.items()}
-    return metrics | rollout_metrics(state.network, rows, state.n_updates)
+    return {name: x if name == NONFINITE else x / steps for name, x in learner.totals.items()}
 
 
 def prepare(config: Config, network: ActorCritic, chunk: Chunk) -> Rows:

@@ -1,0 +1,54 @@
+"""What keeps a policy near the one that acted by their KL divergence: a penalty, and steps that follow it."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from advantage.equations.objectives import kl_estimate
+from advantage.equations.returns import Scalar
+
+ADAPTED = {"learning_rate": (2.0, 1 / 1.5, 0.01, 10.0), "kl_coef": (1.5, 2.0, 1e-3, 1e3)}
+"""What may follow the KL: beyond so many times `desired_kl` it changes by this factor, below as many parts by its inverse;
+and the least and most it becomes, as parts of what it was.
+
+`kl_coef` by Schulman et al. (2017, section 4, https://arxiv.org/abs/1707.06347), the learning rate by Rudin et al.
+(2022, https://arxiv.org/abs/2109.11978), once an update.
+"""
+
+
+def penalised_surrogate(
+    log_prob: Float[Array, " B"], old_log_prob: Float[Array, " B"], advantage: Float[Array, " B"], kl_coef: Scalar
+) -> Float[Array, " B"]:
+    """The surrogate less `kl_coef` times KL(old || new), to be maximised (Schulman et al., 2017, eq. 8).
+
+    https://arxiv.org/abs/1707.06347; the KL is estimated from the actions taken, and so is its gradient, without bias.
+    """
+    log_ratio = log_prob - old_log_prob
+    return jnp.exp(log_ratio) * advantage - kl_coef * kl_estimate(log_ratio)
+
+
+def adapted(config: Any, factor: Float[Array, ""]) -> Any:
+    """The config with what follows the KL multiplied by its factor, where anything does."""
+    if config.desired_kl is None:
+        return config
+    return dataclasses.replace(config, **{config.adapts: getattr(config, config.adapts) * factor})
+
+
+def followed(config: Any, factor: Float[Array, ""], metrics: Mapping[str, Array]) -> Float[Array, ""]:
+    """The factor after an update whose KL was `train/approx_kl`."""
+    if config.desired_kl is None:
+        return factor
+    kl = metrics["train/approx_kl"]
+    beyond, change, least, most = ADAPTED[config.adapts]
+    too_large, too_small = kl > beyond * config.desired_kl, kl < config.desired_kl / beyond
+    changed = jnp.where(too_large, factor * change, jnp.where(too_small, factor / change, factor))
+    return jnp.clip(changed, least, most)
+
+
+def check_adapted(config: Any) -> None:
+    """Raise `ValueError` for what does not adapt."""
+    if config.adapts not in ADAPTED:
+        raise ValueError(f"adapts={config.adapts!r} is not known: choose from {', '.join(ADAPTED)}")
