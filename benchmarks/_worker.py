@@ -182,8 +182,12 @@ def build(library: str, algorithm: Any, run: jobs.Run) -> Any:
         raise ValueError(f"{library} cannot run {run}: only one seed, no gymnasium.vector environments")
     from stable_baselines3.common.env_util import make_vec_env
 
-    env = make_vec_env(run.env, run.n_envs, seed=0)
-    return algorithm(policy, env, seed=0, device="cpu", **run.settings)
+    env, settings = make_vec_env(run.env, run.n_envs, seed=0), dict(run.settings)
+    if settings.pop("normalize", False):
+        from stable_baselines3.common.vec_env import VecNormalize
+
+        env = VecNormalize(env)
+    return algorithm(policy, env, seed=0, device="cpu", **settings)
 
 
 if __name__ == "__main__":

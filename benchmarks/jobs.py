@@ -68,6 +68,7 @@ TRPO_CARTPOLE = {"n_steps": 512, "batch_size": 512, "cg_damping": 1e-3, "gae_lam
 # Position and angle alone: see `novel.py`.
 NO_VELOCITIES = "novel:CartPoleNoVel-v1"
 RECURRENT = {"n_steps": 128, "batch_size": 256, "n_epochs": 10, "policy_kwargs": {"lstm_hidden_size": 64, "net_arch": [64]}}
+PPO_HOPPER = {"n_steps": 256, "batch_size": 64, "n_epochs": 10, "normalize": True}
 TRPO_PENDULUM = {"n_steps": 1024, "gamma": 0.9, "n_critic_updates": 15, "use_sde": True}
 
 # SB3 takes 10 to 20 s for the timed part. In `fused` runs a step's cost doesn't depend on the policy (a reset
@@ -91,6 +92,7 @@ RUNS: dict[str, Run] = {
     "trpo-gym": Run("TRPO", GYM, 2, TRPO_CARTPOLE, warmup=2_048, steps=30_720),
     "trpo-pendulum": Run("TRPO", "Pendulum-v1", 2, TRPO_PENDULUM, warmup=4_096, steps=40_960),
     "recurrent-ppo-gym": Run("RecurrentPPO", NO_VELOCITIES, 8, RECURRENT, warmup=1_024, steps=8_192),
+    "ppo-hopper": Run("PPO", "Hopper-v5", 8, PPO_HOPPER, warmup=2_048, steps=16_384),
     "ppo-gym-64envs": _PPO._replace(n_envs=64, settings={**PPO, "n_steps": 32}, steps=81_920),
     "ppo-fused-64envs": _PPO_FUSED._replace(n_envs=64, settings={**PPO, "n_steps": 32}, steps=409_600),
     # Off-policy continuous control: one environment, one gradient step a step, networks of 2 x 256.
@@ -238,6 +240,7 @@ POLICY: list[Check] = [
     *_faster("a2c-gym", "sb3", "a2c-gym", 4.0),
     *_faster("trpo-gym", "sb3", "trpo-gym", 4.0),
     *_faster("trpo-pendulum", "sb3", "trpo-pendulum", 4.0),
+    *_faster("ppo-hopper", "sb3", "ppo-hopper", 2.5),
     *_faster("recurrent-ppo-gym", "sb3", "recurrent-ppo-gym", 10.0),
     *_faster("ppo-fused-64envs", "sb3", "ppo-gym-64envs", 9.0),
 ]
@@ -291,6 +294,15 @@ LEARNING: dict[str, Learning] = {
     ),
     "a2c-cartpole": Learning("A2C", "CartPole-v1", 100_000, 8, {}, 475.0),
     "trpo-cartpole": Learning("TRPO", "CartPole-v1", 100_000, 2, TRPO_CARTPOLE, 475.0),
+    "recurrent-ppo-cartpole": Learning(
+        "RecurrentPPO", NO_VELOCITIES, 300_000, 8,
+        {**RECURRENT, "learning_rate": linear(1e-3), "normalize": True}, 475.0,
+    ),
+    "ppo-cartpole-no-velocities": Learning(
+        "PPO", NO_VELOCITIES, 300_000, 8,
+        {"n_steps": 128, "batch_size": 256, "n_epochs": 10, "learning_rate": linear(1e-3), "normalize": True}, 475.0,
+    ),
+    "ppo-hopper": Learning("PPO", "Hopper-v5", 300_000, 8, PPO_HOPPER, episodes=10),
     "sac-pendulum": Learning("SAC", "Pendulum-v1", 10_000, 1, {"learning_rate": 1e-3}),
     "td3-pendulum": Learning(
         "TD3", "Pendulum-v1", 10_000, 1,

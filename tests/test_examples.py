@@ -16,6 +16,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 BUDGETS = {
     "custom_env": 1024,
     "custom_loss": 512,
+    "custom_network": 512,
     "demo": 1024,
     "gymnasium_dqn": 1500,
     "sweep": 1,
@@ -65,6 +66,6 @@ def test_sweep(example):
     assert "steps/s" in out
 
 
-@pytest.mark.parametrize("name", ["custom_env", "custom_loss", "gymnasium_dqn"])
+@pytest.mark.parametrize("name", ["custom_env", "custom_loss", "custom_network", "gymnasium_dqn"])
 def test_short_examples(example, name):
     assert re.search(r"return.*: +-?\d+\.\d+ ± \d", example(name))
