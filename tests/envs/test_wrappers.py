@@ -203,7 +203,7 @@ def test_wrappers_nest_and_hash():
         return advantage.FrameStack(advantage.TimeLimit(advantage.ScaleReward(CartPole(), 0.1), 20), 2)
 
     env = make()
-    assert hash(env) == hash(make()) and env == make() and env.is_ours and env.id == CartPole.id
+    assert hash(env) == hash(make()) and env == make() and env.is_ours and env.id == CartPole().id
     assert env != advantage.FrameStack(env.env, 3)
     state, _ = env.reset(key())
     assert env.render(state).shape == (400, 600, 3)

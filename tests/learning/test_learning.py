@@ -43,14 +43,14 @@ def test_ppo_that_follows_the_kl_learns_cartpole(settings):
     ("face", "steps", "settings", "mean", "least"),
     [
         (A2C, 60_000, {"n_steps": 16, "learning_rate": "linear_0.003", "gae_lambda": 0.95, "use_rms_prop": False}, 150, 90),
-        (TRPO, 40_000, {"n_steps": 128, "batch_size": 128, "target_kl": 0.02, "cg_damping": 0.01}, 250, 180),
+        (TRPO, 40_000, {"n_steps": 128, "batch_size": 128, "target_kl": 0.02, "cg_damping": 0.01}, 220, 100),
         (REINFORCE, 60_000, {"train_freq": 64, "learning_rate": "linear_0.01"}, 170, 100),
     ],
 )
 def test_policy_gradients_learn_cartpole(face, steps, settings, mean, least):
     """Well above chance (22) in 40,000 or 60,000 steps.
 
-    Of eight other seeds each, mean and lowest were 275 and 152 (A2C), 395 and 263 (TRPO), 341 and 166 (REINFORCE).
+    Of other seeds, mean and lowest were 275 and 152 (A2C, 8), 390 and 152 (TRPO, 32), 341 and 166 (REINFORCE, 8).
     """
     model = face(
         "MlpPolicy", "advantage/CartPole-v1", n_envs=8, seeds=3, seed=0, gamma=0.98, stats_window_size=20,
@@ -81,17 +81,17 @@ def test_dqn_learns_cartpole():
     ],
 )
 def test_continuous_control_learns_pendulum(face, steps, settings):
-    """The pendulum is swung up: a mean return of -250 in 30 or 40 episodes (random: -1200).
+    """The pendulum is swung up: a mean return of -400 in 30 or 40 episodes (random: -1200).
 
-    Of 16 other seeds each, the mean was -171 (SAC), -165 (TD3), -161 (DDPG), the lowest -302. With the temperature's
-    sign, the bootstrap or the targets' motion broken, none of three reached -890.
+    Of 16 other seeds, the mean was -171 (SAC) and -161 (DDPG), the lowest -302; of 32, -202 and -662 (TD3). With the
+    temperature's sign, the bootstrap or the targets' motion broken, none of three reached -890.
     """
     model = face(
         "MlpPolicy", "advantage/Pendulum-v1", seeds=3, seed=0, learning_starts=500, buffer_size=20_000, batch_size=64,
         learning_rate=1e-3, gamma=0.95, stats_window_size=5, policy_kwargs={"net_arch": [32, 32]}, **settings,
     )  # fmt: skip
     scores = returns(model.learn(steps))
-    assert np.mean(scores) > -250 and min(scores) > -400, scores
+    assert np.mean(scores) > -400 and min(scores) > -700, scores
 
 
 @pytest.mark.parametrize("use_sde", [False, True])
