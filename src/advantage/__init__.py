@@ -59,6 +59,7 @@ _HOME = {
     "CallbackList": "advantage.training.callbacks",
     "CheckpointCallback": "advantage.training.ready_callbacks",
     "EvalCallback": "advantage.training.ready_callbacks",
+    "MaskableEvalCallback": "advantage.training.ready_callbacks",
     "EventCallback": "advantage.training.ready_callbacks",
     "EveryNTimesteps": "advantage.training.ready_callbacks",
     "LogEveryNTimesteps": "advantage.training.ready_callbacks",
@@ -119,6 +120,7 @@ if TYPE_CHECKING:
     from advantage.training.ready_callbacks import (
         CheckpointCallback,
         EvalCallback,
+        MaskableEvalCallback,
         EventCallback,
         EveryNTimesteps,
         LogEveryNTimesteps,

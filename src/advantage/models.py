@@ -36,7 +36,7 @@ from advantage.drivers.host import HostDriver
 from advantage.drivers.snapshot import memory as memory_of
 from advantage.envs.goal_rewards import GoalRewards
 from advantage.envs.jax import is_jax_env
-from advantage.envs.masking import is_masking_supported
+from advantage.envs.masking import given_masks, require_masks
 from advantage.envs.make import host_envs, is_gymnasium_id, reserve_threads, resolve_env
 from advantage.envs.normalise import VecNormalize, taken_off
 from advantage.envs.running import is_normalised
@@ -147,6 +147,7 @@ class Model:
     log_interval: ClassVar[int]
     log_episodes: ClassVar[bool]
     policies: ClassVar[tuple[str, ...]] = POLICIES  # what it takes; the first one is that of the command line
+    masks_needed: ClassVar[bool] = False  # whether environments have to say which actions are legal
     defaults: ClassVar[Mapping[str, Any]] = {}  # of hyper-parameters, where they are not the algorithm's
 
     def __init__(self, policy: str, env: Any = None, *args: Any, **kwargs: Any):
@@ -357,11 +358,12 @@ class Model:
             state: what the last call returned, for policies with a memory; None: nothing is remembered.
             episode_start: `[N]` bool, where episodes begin and the memory is emptied; None: nowhere.
             deterministic: the best action instead of a sampled one.
-            action_masks: `[N, actions]` bool, True where an action is legal.
+            action_masks: `[N, choices]` bool, True where an action is legal.
             seed_index: which of the agents trained side by side acts.
 
         Raises:
-            ValueError: the observation does not have the space's shape, or `state` is of another number of them.
+            ValueError: the observation does not have the space's shape, nothing is legal, or `state`, `episode_start` or
+                `action_masks` is of another number of observations or choices.
         """
         if not 0 <= seed_index < self.num_seeds:
             raise ValueError(f"seed_index={seed_index} has to be within the {self.num_seeds} seeds trained")
@@ -372,13 +374,15 @@ class Model:
         obs, batch, single = _batched(spec.observation, observation)
         # As in SB3: what is handed on is kept unless an episode is said to begin.
         begins = np.full(batch, state is None) if episode_start is None else episode_start
-        is_first = np.asarray(begins, bool).reshape(batch)
-        mask = None if action_masks is None else np.asarray(action_masks, bool).reshape(batch, -1)
+        is_first = np.asarray(begins, bool)
+        if is_first.size != batch:
+            raise ValueError(f"episode_start is of {is_first.size} environments, observation of {batch}: give one for each")
+        is_first = is_first.reshape(batch)
+        mask = None if action_masks is None else given_masks(action_masks, spec.action, batch)
         config = undisturbed(self._config)
         with self._on_device():
-            if state is None:
-                state = algorithm.initial_carry(config, spec, batch)
-            _check_carry(state, batch)
+            fresh = algorithm.initial_carry(config, spec, batch)
+            state = fresh if state is None else _continued(state, fresh, batch)
             act = _acting_program(algorithm, config, not deterministic)
             self._set(_predictions=self._predictions + 1)
             actor = self._actor(seed_index).inner if inner else self._actor(seed_index)
@@ -602,6 +606,8 @@ class Model:
     def _attach(self, env: Any, n_envs: int, vec_env: str, state: PyTree | None = None) -> None:
         env, wrapper = taken_off(env)
         env = resolve_env(env, n_envs, vec_env)
+        if self.masks_needed:
+            require_masks(env, type(self).__name__)
         if self.seed is None:
             # SB3 leaves a run without seed to chance; the number drawn is kept, so that it can be repeated.
             given = getattr(env, "first_seed", None)
@@ -688,11 +694,6 @@ class Model:
             raise ValueError(
                 f"replay_buffer_class={self.replay_buffer_class.__name__} cannot be used with policy={self.policy_name!r},"
                 " which remembers whole sequences as they happened: leave it out"
-            )
-        if self._config.share_features_extractor:
-            raise ValueError(
-                f"policy_kwargs['share_features_extractor'] cannot be True with policy={self.policy_name!r}, whose actor"
-                " and critics remember for themselves: leave it out"
             )
         check_windows(self._config, num_envs)
 
@@ -1002,6 +1003,11 @@ def _check_recurrent_words(policy: str, policy_kwargs: Mapping[str, Any], algori
             "policy_kwargs['burn_in'] is for policies that learn from a replay; here every sequence begins with what was"
             " remembered when it was acted: leave it out"
         )
+    if _remembers(policy) and policy_kwargs.get("share_features_extractor"):
+        raise ValueError(
+            f"policy_kwargs['share_features_extractor'] cannot be True with policy={policy!r}, whose networks remember, and"
+            " see, for themselves: leave it out"
+        )
 
 
 def _beta(prioritised: PrioritizedReplayBuffer | None, value: Any) -> Any:
@@ -1030,11 +1036,14 @@ def _changed_fields(algorithm: Any, header: Mapping[str, Any], policy_kwargs: Ma
     return network_fields(config_class, words)
 
 
-def _check_carry(state: PyTree, batch: int) -> None:
-    """Raise `ValueError` unless what a policy remembers is of as many environments as the observations."""
+def _continued(state: PyTree, fresh: PyTree, batch: int) -> PyTree:
+    """What a policy remembers; raises `ValueError` unless `predict` gave it, for as many environments."""
+    if jax.tree.structure(state) != jax.tree.structure(fresh):
+        raise ValueError("state is not what predict returned: hand that on, or give state=None to begin anew")
     sizes = {x.shape[0] for x in jax.tree.leaves(state) if np.ndim(x)} - {batch}
     if sizes:
         raise ValueError(f"state is of {min(sizes)} environments, observation of {batch}: give state=None to begin anew")
+    return state
 
 
 def _device(name: Any) -> jax.Device:
@@ -1128,13 +1137,17 @@ class MaskablePPO(PPO):
     The environment says which ones are: see `advantage.ActionMasker`.
     """
 
-    def _attach(self, env: Any, *args: Any, **kwargs: Any) -> None:
-        super()._attach(env, *args, **kwargs)
-        if not is_masking_supported(self._env):
-            raise ValueError(
-                f"MaskablePPO: env={env!r} does not say which actions are legal: give it a method action_masks(), wrap"
-                " it in ActionMasker(env, function), or use PPO"
-            )
+    masks_needed = True
+
+    def learn(self, *args: Any, use_masking: bool = True, **kwargs: Any) -> Model:
+        """As every model's.
+
+        Raises:
+            ValueError: `use_masking=False`, beside what every model's raises.
+        """
+        if not use_masking:
+            raise ValueError("use_masking=False: MaskablePPO always masks; use PPO on an environment without action_masks()")
+        return super().learn(*args, **kwargs)
 
 
 class A2C(Model):

@@ -16,13 +16,15 @@ import optax
 import pytest
 import scipy.stats
 
-from advantage.algorithms import ppo
+from advantage.algorithms import ppo, trpo
+from advantage.algorithms.kl_penalty import kl_penalty_loss
 from advantage.drivers.fused import FusedDriver
 from advantage.envs.probes import ContinuousTarget, Endings
 from advantage.memory.rollout import shuffled
 from advantage.networks.actor_critic import Actor, ActorCritic, Architecture
 from advantage.networks.features import Flatten
 from advantage.networks.mlp import MLP, Linear
+from advantage.networks.recurrent import Recurrence
 from advantage.types import NONFINITE, Agent, Chunk, Observed, Space, Spec, sanitise
 
 SB3 = np.load(Path(__file__).parents[1] / "oracles" / "sb3.npz")
@@ -537,6 +539,7 @@ def test_the_program_does_not_grow_with_epochs_or_minibatches():
         ({"n_epochs": 0}, DISCRETE, "n_epochs=0"),
         ({"n_steps": 0}, DISCRETE, "n_steps=0"),
         ({"use_sde": True}, DISCRETE, "use_sde"),
+        ({"desired_kl": 0.01, "adapts": "kl_coef"}, DISCRETE, "give loss=kl_penalty_loss"),
     ],
 )
 def test_settings_that_cannot_work(changes, space, message):
@@ -549,6 +552,65 @@ def test_notes():
     """A batch size that does not divide the rollout is allowed and said."""
     assert "batch_size=5" in SMALL.check(SPEC, N)[0]
     assert dataclasses.replace(SMALL, batch_size=6).check(SPEC, N) == []
+
+
+def test_notes_of_a_policy_that_remembers():
+    """Its minibatches hold windows: here 4 of 2 steps for each of 3 environments, 5 in a minibatch."""
+    remembering = dataclasses.replace(SMALL, n_steps=8, batch_size=10, recurrence=Recurrence(4, sequence_length=2))
+    assert remembering.check(SPEC, N) == [
+        "batch_size=10 does not divide the rollout of 12 windows of 2 steps: the last minibatch of each epoch has 2"
+    ]
+    assert dataclasses.replace(remembering, batch_size=8).check(SPEC, N) == []
+
+
+# -- what follows the KL --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("settings", [{"n_epochs": 1, "batch_size": 12}, {"target_kl": 1e-6, "batch_size": 12}])
+def test_what_follows_the_kl_sees_the_last_step(settings):
+    """The KL of a whole update, its only or last gradient step included, by which the learning rate then falls."""
+    config = dataclasses.replace(SMALL, learning_rate=0.3, desired_kl=0.01, **settings)
+    rollout = chunk(valid=np.arange(T * N).reshape(T, N) % 5 != 0)
+    state, _, metrics = update(config, fresh(), (), rollout)
+    old, new = (prepare(config, network, rollout) for network in (fresh().network, state.network))
+    log_ratio = (new.log_prob - old.log_prob)[old.weight > 0]
+    np.testing.assert_allclose(metrics["train/update_kl"], np.mean(np.expm1(log_ratio) - log_ratio), rtol=1e-4)
+    assert metrics["train/update_kl"] > 0.02
+    np.testing.assert_allclose(state.factors["learning_rate"], 1 / 1.5, rtol=1e-6)
+    np.testing.assert_allclose(metrics["train/adapted_learning_rate"], 0.3)
+    after = update(config, state, (), rollout)[2]
+    np.testing.assert_allclose(after["train/adapted_learning_rate"], 0.2, rtol=1e-6)
+
+
+def test_an_empty_rollout_moves_nothing_that_follows():
+    """Nor a bit of anything else."""
+    config = dataclasses.replace(SMALL, desired_kl=0.01)
+    state, _, _ = update(config, fresh(), (), chunk(valid=np.zeros((T, N), bool)))
+    assert_same_bits(state, fresh())
+
+
+# -- rows that do not count -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "kl_penalty", "trpo"])
+def test_rows_that_do_not_count_cannot_overflow(algorithm):
+    """17 narrow Gaussians give the zeros behind a rollout a density of e^120, whose ratio is infinite."""
+    config = dataclasses.replace(SMALL, log_std_init=-8.0)
+    spec = Spec(OBS, Space("box", (17,), low=-1.0, high=1.0))
+    network = fresh(config, spec).network
+    rows = ppo.Rows(
+        jnp.zeros((2, 3)), None, jnp.zeros((2, 17)), jnp.array([119.0, 0.0]), *jnp.ones((3, 2)), jnp.array([1.0, 0.0])
+    )
+    losses = {
+        "ppo": lambda network, rows: ppo.loss(config, network, rows)[0],
+        "kl_penalty": lambda network, rows: kl_penalty_loss(config, network, rows)[0],
+        "trpo": lambda network, rows: trpo.surrogate(network.actor, trpo.Rows(*rows)),
+    }
+    found = jax.jit(jax.value_and_grad(losses[algorithm]))(network, rows)
+    alone = jax.jit(jax.value_and_grad(losses[algorithm]))(network, jax.tree.map(lambda x: x[:1], rows))
+    for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(alone), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6)
+    assert any(np.abs(x).max() > 1e-3 for x in jax.tree.leaves(found[1]))
 
 
 # -- devices ---------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from advantage import A2C, PPO, RecurrentPPO
 from advantage.algorithms import a2c, ppo
 from advantage.algorithms.recurrent import RecurrentOnPolicy, remembered
 from advantage.memory.rollout import sequence_length, shuffled_windows
-from advantage.networks.actor_critic import Architecture
+from advantage.networks.actor_critic import Architecture, actor_critic
 from advantage.networks.recurrent import Encoded, Recurrence, Steps
 from advantage.types import Chunk, Observed, Space, Spec, sanitise, successor
 
@@ -262,6 +262,10 @@ def test_lengths_of_sequences():
 SMALL = {"lstm_hidden_size": 4, "net_arch": [4]}
 
 
+def forgetful(spec, key, *, features, value_features, **words):
+    return actor_critic(spec, key, **words)
+
+
 @pytest.mark.parametrize(
     ("make", "says"),
     [
@@ -275,9 +279,19 @@ SMALL = {"lstm_hidden_size": 4, "net_arch": [4]}
         ),
         (lambda: PPO("MlpLstmPolicy", "CartPole-v1", policy_kwargs={"enable_critic_lstm": False}), "has to be True"),
         (lambda: PPO("MlpLstmPolicy", "CartPole-v1", policy_kwargs={"shared_lstm": True}), "has to be False"),
+        (lambda: PPO("MlpLstmPolicy", "CartPole-v1", policy_kwargs={"lstm_kwargs": {"dropout": 0.1}}), "has to be None"),
+        (
+            lambda: PPO("MlpLstmPolicy", "CartPole-v1", policy_kwargs={"share_features_extractor": True}),
+            "cannot be True with policy='MlpLstmPolicy'",
+        ),
+        (
+            lambda: PPO("MlpLstmPolicy", "CartPole-v1", network=forgetful),
+            "has to hold what it is given as `features` in `network.actor.features`",
+        ),
     ],
 )
 def test_what_cannot_be_done_is_said_before_training(make, says):
+    """Each by its name, with what to do."""
     with pytest.raises(ValueError, match=says):
         make()
 
@@ -307,3 +321,15 @@ def test_a_file_holds_it(tmp_path):
     assert other.learn(20, reset_num_timesteps=False).num_timesteps == 60
     with pytest.raises(ValueError, match=r"holds a RecurrentPPO model: load it with RecurrentPPO\.load"):
         PPO.load(tmp_path / "model")
+
+
+def test_predict_takes_what_predict_returned():
+    """Of its structure, and for as many observations."""
+    model = PPO("MlpLstmPolicy", "CartPole-v1", policy_kwargs={"lstm_hidden_size": 4})
+    obs = np.zeros((2, 4), np.float32)
+    _, state = model.predict(obs)
+    model.predict(obs, state=state, episode_start=np.zeros(2, bool))
+    with pytest.raises(ValueError, match="state is not what predict returned"):
+        model.predict(obs, state=(np.zeros((1, 2, 4)), np.zeros((1, 2, 4))))
+    with pytest.raises(ValueError, match="episode_start is of 3 environments, observation of 2: give one for each"):
+        model.predict(obs, state=state, episode_start=np.zeros(3, bool))

@@ -1,6 +1,7 @@
 """Which actions are legal: who says so, and what happens when nobody does."""
 
 import gymnasium
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -8,14 +9,18 @@ from advantage import (
     PPO,
     ActionMasker,
     DummyVecEnv,
+    MaskableEvalCallback,
     MaskablePPO,
     SubprocVecEnv,
+    VecNormalize,
+    check_env,
     evaluate_policy,
     get_action_masks,
     is_masking_supported,
 )
+from advantage.envs.classic import CartPole
 from advantage.envs.jax import make_jax
-from advantage.envs.vector import EnvironmentFailure, check_masks
+from advantage.envs.vector import EnvironmentFailure, SyncEnvs, check_masks
 
 SMALL = {"n_steps": 16, "batch_size": 16, "n_epochs": 2, "policy_kwargs": {"net_arch": [8]}, "seed": 0}
 
@@ -83,9 +88,10 @@ def test_who_says_nothing():
         with pytest.raises(ValueError, match="does not say which actions are legal: give it a method action_masks"):
             MaskablePPO("MlpPolicy", env, **SMALL)
     assert not is_masking_supported(Turns()) and not is_masking_supported(make_jax("advantage/CartPole-v1"))
-    for env in (Turns(), make_jax("advantage/CartPole-v1")):
-        with pytest.raises(ValueError, match="does not say which actions are legal"):
-            get_action_masks(env)
+    with pytest.raises(ValueError, match="get_action_masks: .* does not say which actions are legal"):
+        get_action_masks(Turns())
+    with pytest.raises(ValueError, match="is a JAX environment: ask env.action_mask"):
+        get_action_masks(make_jax("advantage/CartPole-v1"))
     assert MaskablePPO("MlpPolicy", **SMALL).n_steps == 16
     with pytest.raises(ValueError, match="'leagl': .* has no such method: give a function of env"):
         ActionMasker(Turns(), "leagl")
@@ -114,5 +120,117 @@ def test_a_mask_of_another_length_is_an_error():
     """Also one that would be broadcast."""
     for mask in (np.ones(3, bool), np.ones(1, bool)):
         model = PPO("MlpPolicy", spoilt(mask), **SMALL)
-        with pytest.raises(EnvironmentFailure, match=r"cannot reshape array of size [13] .* in action_masks\(\)"):
+        with pytest.raises(EnvironmentFailure, match=r"returned [13] entries: return 4, one for .* in action_masks\(\)"):
             model.learn(64)
+
+
+def test_an_unmasked_environment_does_not_replace_a_masked_one():
+    """`set_env` refuses it before anything is changed."""
+    model = MaskablePPO("MlpPolicy", env := ActionMasker(Turns(), "legal"), **SMALL).learn(16)
+    before = model.get_env()
+    with pytest.raises(ValueError, match="does not say which actions are legal"):
+        model.set_env(Turns())
+    assert model.get_env() is before and before.envs[0] is env
+    model.learn(16, reset_num_timesteps=False, use_masking=True)
+    with pytest.raises(ValueError, match="use_masking=False: MaskablePPO always masks; use PPO"):
+        model.learn(16, use_masking=False)
+
+
+class Bits(Turns):
+    """Actions of a kind that has no choices."""
+
+    action_space = gymnasium.spaces.MultiBinary(4)
+
+    def step(self, action):
+        return super().step(self.steps % 4)
+
+    def action_masks(self):
+        return np.ones(8, bool)
+
+
+def test_actions_that_are_no_choices_have_no_masks():
+    """MaskablePPO says so, PPO never asks."""
+    with pytest.raises(ValueError, match="only Discrete and MultiDiscrete actions can be illegal"):
+        MaskablePPO("MlpPolicy", Bits(), **SMALL)
+    assert not is_masking_supported(Bits())
+    assert SyncEnvs([[Bits()]]).reset(None).action_mask is None
+    with pytest.raises(ValueError, match="action_masks is for Discrete and MultiDiscrete actions, not MultiBinary"):
+        PPO("MlpPolicy", Bits(), **SMALL).predict(np.zeros(1, np.float32), action_masks=np.ones(8, bool))
+
+
+def test_masks_of_all_or_none():
+    """A vector in which some environments have masks is refused, in this process and in others."""
+    makers = [lambda: ActionMasker(Turns(), "legal"), lambda: Turns()]
+    for vector in (lambda: PPO("MlpPolicy", DummyVecEnv(makers), **SMALL), lambda: SubprocVecEnv(makers)):
+        with pytest.raises(ValueError, match=r"^env 1 has no action_masks\(\) and env 0 has: give it to all"):
+            vector()
+
+
+@pytest.mark.parametrize(
+    ("mask", "says"),
+    [
+        (np.ones(3, bool), r"action_masks has shape \(3,\): expected \(1, 4\), an entry for each choice of Discrete"),
+        (np.ones((2, 4), bool), r"action_masks has shape \(2, 4\): expected \(1, 4\)"),
+        (np.zeros(4, bool), "action_masks allows no action in row 0: leave one legal"),
+    ],
+)
+def test_masks_given_to_predict_are_checked(mask, says):
+    """Before anything is chosen."""
+    with pytest.raises(ValueError, match=says):
+        PPO("MlpPolicy", Turns(), **SMALL).predict(np.zeros(1, np.float32), action_masks=mask)
+
+
+class Pairs(gymnasium.Env):
+    """Two components of 3 and 2 choices; legal are 1 and 0, told as a tuple."""
+
+    observation_space = gymnasium.spaces.Box(0.0, 1.0, (1,))
+    action_space = gymnasium.spaces.MultiDiscrete([3, 2])
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        assert tuple(action) == (1, 0), "an illegal action"
+        return np.zeros(1, np.float32), 1.0, False, True, {}
+
+    def action_masks(self):
+        return np.array([False, True, False]), np.array([True, False])
+
+
+def test_components_may_be_a_tuple():
+    """In training, for `predict`, and for whoever asks."""
+    model = MaskablePPO("MlpPolicy", SubprocVecEnv([Pairs, Pairs]), **SMALL).learn(32)
+    assert evaluate_policy(model, Pairs(), n_eval_episodes=2, warn=False)[0] == 1.0
+    np.testing.assert_array_equal(get_action_masks(Pairs()), [False, True, False, True, False])
+    model = MaskablePPO("MlpPolicy", normalised := VecNormalize(DummyVecEnv([Pairs])), **SMALL)
+    assert is_masking_supported(normalised) and get_action_masks(normalised).shape == (1, 5)
+    check_env(Pairs())
+
+
+def test_evaluation_without_masks():
+    """`use_masking=False` asks no one; SB3-contrib's callback takes the word too."""
+    env = ActionMasker(Turns(), "legal")
+    model = MaskablePPO("MlpPolicy", env, **SMALL)
+    assert evaluate_policy(model, env, n_eval_episodes=1, warn=False, use_masking=True)[0] == 6.0
+    with pytest.raises(EnvironmentFailure, match="an illegal action"):
+        evaluate_policy(model, env, n_eval_episodes=1, warn=False, use_masking=False)
+    model.learn(16, callback=MaskableEvalCallback(masked(), eval_freq=8, n_eval_episodes=1, verbose=0))
+    callback = MaskableEvalCallback(masked(), eval_freq=8, n_eval_episodes=1, verbose=0, use_masking=False)
+    with pytest.raises(EnvironmentFailure, match="an illegal action"):
+        model.learn(16, callback=callback)
+
+
+def masked():
+    return ActionMasker(Turns(), "legal")
+
+
+def test_masks_of_jax_environments_are_as_long_as_there_are_choices():
+    """Checked without running anything."""
+
+    class Short(CartPole):
+        def action_mask(self, env_state):
+            return jnp.ones(1, bool)
+
+    with pytest.raises(ValueError, match=r"has shape \(1,\): Discrete\(2\) has 2 choices, one entry for each"):
+        PPO("MlpPolicy", Short(), **SMALL)

@@ -46,18 +46,30 @@ def test_its_penalty_is_the_divergence_in_value_and_gradient():
 def test_what_follows_the_kl(adapts, kl, expected):
     """Around a KL of 0.01: a smaller learning rate, or a larger penalty, where it was too large."""
     config = types.SimpleNamespace(desired_kl=0.01, adapts=adapts)
-    found = followed(config, jnp.float32(1.0), {"train/approx_kl": jnp.float32(kl)})
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    found = followed(config, {adapts: jnp.float32(1.0)}, jnp.float32(kl))
+    np.testing.assert_allclose(found[adapts], expected, rtol=1e-6)
 
 
 def test_nothing_follows_without_a_kl_to_aim_at():
     """Nor does a factor leave all bounds."""
     config = Config()
-    assert adapted(config, jnp.float32(3.0)) is config
-    assert followed(config, jnp.float32(3.0), {}) == 3.0
+    assert adapted(config, {"learning_rate": jnp.float32(3.0)}) is config
     aiming = Config(desired_kl=0.01)
-    np.testing.assert_allclose(adapted(aiming, jnp.float32(0.5)).learning_rate, 1.5e-4)
-    last = followed(aiming, jnp.float32(0.01), {"train/approx_kl": jnp.float32(1.0)})
-    np.testing.assert_allclose(last, 0.01)
-    with pytest.raises(ValueError, match="adapts='gamma' is not known: choose from learning_rate, kl_coef"):
-        check_adapted(types.SimpleNamespace(adapts="gamma"))
+    np.testing.assert_allclose(adapted(aiming, {"learning_rate": jnp.float32(0.5)}).learning_rate, 1.5e-4)
+    last = followed(aiming, {"learning_rate": jnp.float32(0.01)}, jnp.float32(1.0))
+    np.testing.assert_allclose(last["learning_rate"], 0.01)
+
+
+@pytest.mark.parametrize(
+    ("settings", "penalised", "message"),
+    [
+        ({"adapts": "gamma"}, True, "adapts='gamma' is not known: choose from learning_rate, kl_coef"),
+        ({"desired_kl": 0.0}, True, "desired_kl=0.0 has to be above 0"),
+        ({"adapts": "kl_coef"}, True, "without desired_kl adapts nothing"),
+        ({"adapts": "kl_coef", "desired_kl": 0.01}, False, "has no penalty: give loss=kl_penalty_loss"),
+    ],
+)
+def test_what_cannot_follow_is_refused(settings, penalised, message):
+    """By name, with what to give."""
+    with pytest.raises(ValueError, match=message):
+        check_adapted(Config(**settings), penalised)

@@ -23,7 +23,15 @@ from advantage.equations.objectives import (
 from advantage.equations.returns import Scalar
 from advantage.equations.schedules import Schedule
 from advantage.equations.threefry import written_out
-from advantage.memory.rollout import check_sequences, estimates, flat_rows, in_minibatches, policy_actions, rollout_metrics
+from advantage.memory.rollout import (
+    check_sequences,
+    estimates,
+    flat_rows,
+    in_minibatches,
+    odd_minibatch,
+    policy_actions,
+    rollout_metrics,
+)
 from advantage.networks import optimisers
 from advantage.networks.actor_critic import Actor, ActorCritic, Architecture, actor_critic
 from advantage.networks.mlp import Activation
@@ -69,7 +77,9 @@ def surrogate_loss(
 ) -> tuple[Float[Array, ""], Metrics]:
     """Minus the surrogate objective, value error and minus the entropy, each a mean."""
     distribution, value = network.both(rows.obs, rows.action_mask)
-    log_prob, entropy = distribution.log_prob(rows.action), distribution.entropy()
+    # Where a row does not count its ratio is 1: what overflows would not be silenced by a weight of 0.
+    log_prob = jnp.where(rows.weight > 0, distribution.log_prob(rows.action), rows.log_prob)
+    entropy = distribution.entropy()
     advantage = normalised(rows.advantage, rows.weight) if config.normalize_advantage else rows.advantage
     if config.clip_range_vf is not None:
         value = clipped_value(value, rows.value, config.clip_range_vf)
@@ -137,7 +147,7 @@ class Config(eqx.Module):
         require(self, 0, 1, "gamma", "gae_lambda")
         require(self, 0, math.inf, "learning_rate", "clip_range", "clip_range_vf", "max_grad_norm", "target_kl")
         require(self, 0, math.inf, "kl_coef", "desired_kl")
-        check_adapted(self)
+        check_adapted(self, penalised=self.loss is not loss)
         rollout = self.n_steps * num_envs
         if self.batch_size > rollout:
             raise ValueError(
@@ -146,12 +156,7 @@ class Config(eqx.Module):
             )
         check_sde(self, spec)
         check_sequences(self)
-        if rollout % self.batch_size:
-            return [
-                f"batch_size={self.batch_size} does not divide the rollout of {rollout} rows: the last"
-                f" minibatch of each epoch has {rollout % self.batch_size}"
-            ]
-        return []
+        return odd_minibatch(self, num_envs)
 
 
 class State(NamedTuple):
@@ -160,7 +165,7 @@ class State(NamedTuple):
     network: ActorCritic
     optimizer: PyTree
     n_updates: Array  # epochs so far, as SB3 counts
-    factor: Array  # of what adapts to the KL
+    factors: dict[str, Array]  # of what adapts to the KL
     key: Array
 
 
@@ -168,7 +173,8 @@ def init(config: Config, spec: Spec, key: Key) -> State:
     """A fresh agent."""
     network_key, features_key, key = jax.random.split(key, 3)
     network = fresh_network(config, spec, network_key, features_key)
-    return State(network, optimisers.init(config.optimizer, network), jnp.int32(0), jnp.float32(1.0), key)
+    factors = {config.adapts: jnp.float32(1.0)}
+    return State(network, optimisers.init(config.optimizer, network), jnp.int32(0), factors, key)
 
 
 def initial_carry(config: Config, spec: Spec, num_envs: int) -> tuple[()] | HeldNoise:
@@ -198,7 +204,7 @@ class Learner(NamedTuple):
 
 def update(config: Config, state: State, memory: Any, chunk: Chunk) -> tuple[State, Any, Metrics]:
     """`n_epochs` passes over one rollout `[T, N]` in minibatches of `batch_size` rows."""
-    chunk, config = sanitise(chunk), adapted(config, state.factor)
+    chunk, config = sanitise(chunk), adapted(config, state.factors)
     rows = prepare(config, state.network, chunk)
     key, order_key = jax.random.split(written_out(state.key))
     minibatches, all_rows = in_minibatches(config, order_key, rows)
@@ -219,10 +225,13 @@ def update(config: Config, state: State, memory: Any, chunk: Chunk) -> tuple[Sta
     n_updates = state.n_updates + learner.applied // per_epoch + (going_on & ~learner.going_on)
     key = jnp.where(going_on, jax.random.key_data(key), state.key)
     metrics = _means(learner)
-    factor = jnp.where(going_on, followed(config, state.factor, metrics), state.factor)
+    factors = state.factors
     if config.desired_kl is not None:
+        metrics["train/update_kl"] = moved(learner.network, rows)
         metrics[f"train/adapted_{config.adapts}"] = jnp.asarray(getattr(config, config.adapts), jnp.float32)
-    new = State(learner.network, learner.optimizer, n_updates, factor, key)
+        after = followed(config, factors, metrics["train/update_kl"])
+        factors = jax.tree.map(lambda new, old: jnp.where(going_on, new, old), after, factors)
+    new = State(learner.network, learner.optimizer, n_updates, factors, key)
     return new, memory, metrics | rollout_metrics(new.network, rows, n_updates)
 
 
@@ -230,6 +239,12 @@ def _means(learner: Learner) -> Metrics:
     """Means over the gradient steps made."""
     steps = jnp.maximum(learner.applied, 1).astype(jnp.float32)
     return {name: x if name == NONFINITE else x / steps for name, x in learner.totals.items()}
+
+
+def moved(network: ActorCritic, rows: Rows) -> Float[Array, ""]:
+    """The mean KL(the policy that acted || the network's), estimated from the actions taken."""
+    log_prob = network.both(rows.obs, rows.action_mask)[0].log_prob(rows.action)
+    return masked_mean(kl_estimate(jnp.where(rows.weight > 0, log_prob - rows.log_prob, 0.0)), rows.weight)
 
 
 def prepare(config: Config, network: ActorCritic, chunk: Chunk) -> Rows:

@@ -80,8 +80,19 @@ class RecurrentOnPolicy:
         return getattr(object.__getattribute__(self, "algorithm"), name)
 
     def init(self, config: Any, spec: Spec, key: Array) -> PyTree:
-        """A fresh agent."""
-        return self.algorithm.init(_remembering(config), spec, key)
+        """A fresh agent.
+
+        Raises:
+            ValueError: a network of the user's does not stand on the memories that it is given.
+        """
+        state = self.algorithm.init(_remembering(config), spec, key)
+        for part in (getattr(state.network, "actor", None), state.network):
+            if not isinstance(getattr(part, "features", None), RecurrentFeatures):
+                raise ValueError(
+                    f"network={config.network!r} of a recurrent policy has to hold what it is given as `features` in"
+                    " `network.actor.features` and as `value_features` in `network.features`"
+                )
+        return state
 
     def initial_carry(self, config: Any, spec: Spec, num_envs: int) -> Remembered:
         """Nothing remembered, and the algorithm's own."""

@@ -46,7 +46,8 @@ class Rows(NamedTuple):
 
 def surrogate(actor: Actor, rows: Rows) -> Float[Array, ""]:
     """The mean of `pi(a | s) / pi_old(a | s) A` (eq. 14), to be maximised."""
-    log_prob = distribution_of(actor, rows).log_prob(rows.action)
+    # Where a row does not count its ratio is 1: what overflows would not be silenced by a weight of 0.
+    log_prob = jnp.where(rows.weight > 0, distribution_of(actor, rows).log_prob(rows.action), rows.log_prob)
     return masked_mean(jnp.exp(log_prob - rows.log_prob) * rows.advantage, rows.weight)
 
 

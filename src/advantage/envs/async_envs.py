@@ -19,7 +19,7 @@ from jaxtyping import PyTree
 
 from advantage.envs.process import Make, Worker, WorkerDied, WorkerFault, WorkerTraceback
 from advantage.envs.single import call_method, has_attribute, reset_env, step_env
-from advantage.envs.vector import EnvironmentFailure, Writer, check_masks, env_name
+from advantage.envs.vector import EnvironmentFailure, Writer, all_masked, check_masks, env_name
 from advantage.envs.worker import CLOSE, STEP, Layout, Leaf, packed
 from advantage.envs.wrapping import whole
 from advantage.types import Observed, Space, Spec, TimeStep
@@ -91,7 +91,7 @@ class AsyncEnvs:
         hellos = [worker.hello for worker in self.workers]
         self.hello = hellos[0]
         self.spec = Spec.from_gymnasium(self.hello.observation_space, self.hello.action_space)
-        self.masked = self.spec.action.kind in ("discrete", "multi_discrete") and all(hello.masks for hello in hellos)
+        self.masked = all_masked(self.spec, [has for hello in hellos for has in hello.masks], self._name)
         self.rows = Writer(self.spec.observation, self.shape)
         for worker in new:
             worker.share(_layout(self.spec, len(worker.functions), self.masked))

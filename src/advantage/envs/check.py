@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, PyTree, Shaped
 
-from advantage.envs.single import silence_passive_checker
+from advantage.envs.single import mask_row, silence_passive_checker
 from advantage.types import Chunk, Space
 
 _STEPS = 3
@@ -355,12 +355,11 @@ def _masks(env: Any, space: Space) -> list[np.ndarray]:
     if not (isinstance(env, gymnasium.Env) and env.has_wrapper_attr("action_masks")):
         mask = np.ones(total, bool)
     else:
-        mask = np.asarray(_call("action_masks", env.get_wrapper_attr("action_masks"))).reshape(-1)
-        if mask.shape != (total,):
-            raise InvalidEnvironment(
-                f"action_masks() returned {mask.size} entries: return {total}, one for each choice"
-            )
-        mask = mask.astype(bool)
+        answer = _call("action_masks", env.get_wrapper_attr("action_masks"))
+        try:
+            mask = mask_row(answer, total)
+        except ValueError as error:
+            raise InvalidEnvironment(f"action_masks(): {error}") from None
     parts = np.split(mask, np.cumsum(space.n)[:-1])
     if not all(part.any() for part in parts):
         raise InvalidEnvironment("action_masks() allows no action: leave at least one, or end the episode")

@@ -247,6 +247,18 @@ def _observed(env: JaxEnv, env_state: EnvState, obs: PyTree, is_first: Bool[Arra
     return Observed(obs, is_first)
 
 
+def check_mask(env: JaxEnv) -> None:
+    """Raise `ValueError` where `action_mask` gives more or fewer entries than there are choices; nothing is run."""
+    if not hasattr(env, "action_mask"):
+        return
+    shape = jax.eval_shape(lambda key: env.action_mask(env.reset(key)[0]), jax.random.PRNGKey(0)).shape
+    if shape != (sum(env.spec.action.n),) or not env.spec.action.n:
+        raise ValueError(
+            f"action_mask of {env!r} has shape {shape}: {env.spec.action.to_gymnasium()} has"
+            f" {sum(env.spec.action.n)} choices, one entry for each"
+        )
+
+
 def as_space(space: Space, obs: PyTree) -> PyTree:
     """An observation in the structure and dtypes of its space."""
     if space.kind == "dict":

@@ -10,7 +10,7 @@ import gymnasium
 from advantage import platform
 from advantage.envs.async_envs import RemoteEnv
 from advantage.envs.check import check_env
-from advantage.envs.jax import is_jax_env, is_ours, make_jax
+from advantage.envs.jax import check_mask, is_jax_env, is_ours, make_jax
 from advantage.envs.native import EnvPool
 from advantage.envs.recorder import recorded
 from advantage.envs.single import make_gymnasium
@@ -31,7 +31,9 @@ def resolve_env(env: Any, n_envs: int, vec_env: str = "sync") -> Any:
     if is_jax_env(env) or (isinstance(env, str) and env.startswith(JAX_PREFIXES)):
         if vec_env != "sync":
             raise ValueError(f"vec_env={vec_env!r} is for Gymnasium's ids; JAX environments are compiled: leave it out")
-        return make_jax(env) if isinstance(env, str) else env
+        env = make_jax(env) if isinstance(env, str) else env
+        check_mask(env)
+        return env
     if not isinstance(env, str) and (n_envs != 1 or vec_env != "sync"):
         given = f"n_envs={n_envs}" if n_envs != 1 else f"vec_env={vec_env!r}"
         raise ValueError(

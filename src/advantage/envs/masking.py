@@ -9,9 +9,12 @@ import gymnasium
 import numpy as np
 
 from advantage.envs.jax import is_jax_env
-from advantage.envs.single import has_masks
+from advantage.envs.normalise import taken_off
+from advantage.envs.single import has_masks, mask_row
 from advantage.envs.subproc import SubprocVecEnv
 from advantage.envs.vec_env import DummyVecEnv
+from advantage.envs.vector import legal
+from advantage.types import Space
 
 
 class ActionMasker(gymnasium.Wrapper, gymnasium.utils.RecordConstructorArgs):
@@ -60,25 +63,58 @@ class ActionMasker(gymnasium.Wrapper, gymnasium.utils.RecordConstructorArgs):
 
 def is_masking_supported(env: Any) -> bool:
     """Whether every environment says which actions are legal: by a method `action_masks()`, JAX environments by
-    `action_mask(env_state)`."""
+    `action_mask(env_state)`. Only actions that are choices, Discrete and MultiDiscrete, can be illegal."""
+    env, _ = taken_off(env)
     if is_jax_env(env):
         return hasattr(env, "action_mask")
     if isinstance(env, SubprocVecEnv):
         return env.host.masked
-    return all(map(has_masks, env.envs)) if isinstance(env, DummyVecEnv) else has_masks(env)
+    choices = isinstance(env.action_space, gymnasium.spaces.Discrete | gymnasium.spaces.MultiDiscrete)
+    return choices and all(map(has_masks, env.envs if isinstance(env, DummyVecEnv) else [env]))
 
 
 def get_action_masks(env: Any) -> np.ndarray:
     """What is legal now, for `predict(obs, action_masks=...)`: `[choices]` bool, or `[N, choices]` of a vector of N.
 
+    The choices of MultiDiscrete components are side by side.
+
     Raises:
-        ValueError: the environment does not say.
+        ValueError: the environment does not say, or says it of another number of choices.
     """
-    if is_jax_env(env) or not is_masking_supported(env):
-        raise ValueError(
-            f"env={env!r} does not say which actions are legal: give it a method action_masks(), or wrap it in"
-            " ActionMasker(env, function)"
-        )
+    env, _ = taken_off(env)
+    if is_jax_env(env):
+        raise ValueError(f"{env!r} is a JAX environment: ask env.action_mask(env_state)")
+    require_masks(env, "get_action_masks")
+    choices = sum(Space.from_gymnasium(env.action_space).n)
     if isinstance(env, gymnasium.Env):
-        return np.asarray(env.get_wrapper_attr("action_masks")(), bool)
-    return np.stack([np.asarray(mask, bool).reshape(-1) for mask in env.env_method("action_masks")])
+        return mask_row(env.get_wrapper_attr("action_masks")(), choices)
+    return np.stack([mask_row(mask, choices) for mask in env.env_method("action_masks")])
+
+
+def require_masks(env: Any, who: str) -> None:
+    """Raise `ValueError` unless every environment says which actions are legal."""
+    if not is_masking_supported(env):
+        raise ValueError(
+            f"{who}: env={env!r} does not say which actions are legal: give it a method action_masks(), wrap it in"
+            " ActionMasker(env, function), or use PPO; only Discrete and MultiDiscrete actions can be illegal"
+        )
+
+
+def given_masks(masks: Any, space: Space, count: int) -> np.ndarray:
+    """What `predict` was given as `action_masks`, as rows `[count, choices]`.
+
+    Raises:
+        ValueError: they are not one for each choice, or nothing is legal.
+    """
+    choices, masks = sum(space.n), np.asarray(masks, bool)
+    if not choices:
+        raise ValueError(f"action_masks is for Discrete and MultiDiscrete actions, not {space.to_gymnasium()}: leave it out")
+    if masks.size != count * choices:
+        raise ValueError(
+            f"action_masks has shape {masks.shape}: expected ({count}, {choices}), an entry for each choice of"
+            f" {space.to_gymnasium()}"
+        )
+    rows = masks.reshape(count, choices)
+    if not (allowed := legal(rows, space.n)).all():
+        raise ValueError(f"action_masks allows no action in row {int(np.argmin(allowed.all(axis=1)))}: leave one legal")
+    return rows

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import gymnasium
+import numpy as np
 
 from advantage.envs import goals  # noqa: F401  (registers its ids, in worker processes too)
 
@@ -43,6 +44,19 @@ def make_wrapped(
 def has_masks(env: Any) -> bool:
     """Whether the environment names its legal actions."""
     return isinstance(env, gymnasium.Env) and env.has_wrapper_attr("action_masks")
+
+
+def mask_row(answer: Any, choices: int) -> np.ndarray:
+    """Legal actions of one environment as a row `[choices]`; those of components may be side by side, or a tuple.
+
+    Raises:
+        ValueError: there are more or fewer of them.
+    """
+    parts = answer if isinstance(answer, tuple | list) else (answer,)
+    row = np.concatenate([np.asarray(part, bool).reshape(-1) for part in parts])
+    if row.size != choices:
+        raise ValueError(f"it returned {row.size} entries: return {choices}, one for each choice")
+    return row
 
 
 def silence_passive_checker(env: Any) -> None:

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from advantage.envs.single import call_method, has_masks
+from advantage.envs.single import call_method, has_masks, mask_row
 from advantage.types import Observed, Space, Spec, TimeStep
 
 
@@ -24,12 +24,32 @@ class EnvironmentFailure(RuntimeError):
     """An environment raised or answered nonsense; the original exception is its `__cause__`."""
 
 
+def all_masked(spec: Spec, masks: Sequence[bool], name: Callable[[int], str]) -> bool:
+    """Whether environments say which actions are legal, by who of them does; where actions are no choices they never do.
+
+    Raises:
+        ValueError: some do and some do not.
+    """
+    if not spec.action.n or not any(masks):
+        return False
+    if not all(masks):
+        raise ValueError(
+            f"{name(masks.index(False))} has no action_masks() and {name(masks.index(True))} has: give it to all, or none"
+        )
+    return True
+
+
+def legal(masks: np.ndarray, choices: tuple[int, ...]) -> np.ndarray:
+    """Whether anything is legal, `[N, components]`, by masks `[N, sum(choices)]`."""
+    starts = [sum(choices[:k]) for k in range(len(choices))]
+    return np.logical_or.reduceat(masks, starts, axis=1)
+
+
 def check_masks(masks: np.ndarray, choices: tuple[int, ...], name: Callable[[int], str]) -> None:
     """Raise `EnvironmentFailure` where nothing is legal in masks `[N, sum(choices)]`; `name` says whose row it is."""
-    starts = [sum(choices[:k]) for k in range(len(choices))]
-    legal = np.logical_or.reduceat(masks, starts, axis=1)
-    if not legal.all():
-        i, k = (int(x) for x in np.argwhere(~legal)[0])
+    allowed = legal(masks, choices)
+    if not allowed.all():
+        i, k = (int(x) for x in np.argwhere(~allowed)[0])
         part = f" of component {k}" if len(choices) > 1 else ""
         raise EnvironmentFailure(
             f"{name(i)}: action_masks() allows no action{part}: leave at least one legal, or end the episode before"
@@ -66,14 +86,12 @@ class SyncEnvs:
     def __init__(self, envs: list[list[gymnasium.Env]]):
         first = envs[0][0]
         self.spec = Spec.from_gymnasium(first.observation_space, first.action_space)
-        self.num_seeds, self.num_envs = len(envs), len(envs[0])
+        self.num_seeds, self.num_envs = self.shape = len(envs), len(envs[0])
         self.envs = [env for group in envs for env in group]
         self.steps = [env.step for env in self.envs]
         self.observations = Writer(self.spec.observation, (self.num_seeds, self.num_envs))
-        choices = self.spec.action.kind in ("discrete", "multi_discrete")
-        self.masked = choices and all(has_masks(env) for env in self.envs)
+        self.masked = all_masked(self.spec, [has_masks(env) for env in self.envs], self._name)
         self.infos: Sequence[dict[str, Any]] = ()  # of the last step, one per environment
-        self.shape = (self.num_seeds, self.num_envs)
         self.none = np.zeros(self.shape, bool)  # shared by all steps in which no episode ended
         self.none.flags.writeable = False
 
@@ -157,7 +175,7 @@ class SyncEnvs:
         rows, choices = np.empty((len(self.envs), sum(self.spec.action.n)), bool), self.spec.action.n
         for i, env in enumerate(self.envs):
             try:
-                rows[i] = np.asarray(env.get_wrapper_attr("action_masks")(), bool).reshape(rows.shape[1])
+                rows[i] = mask_row(env.get_wrapper_attr("action_masks")(), rows.shape[1])
             except Exception as error:
                 raise EnvironmentFailure(f"{self._name(i)} raised {_said(error)} in action_masks()") from error
         check_masks(rows, choices, self._name)

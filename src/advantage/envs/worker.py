@@ -33,7 +33,7 @@ import numpy as np
 from gymnasium.vector.utils import CloudpickleWrapper
 
 from advantage.envs.recorder import recorded
-from advantage.envs.single import has_masks, silence_passive_checker
+from advantage.envs.single import has_masks, mask_row, silence_passive_checker
 
 STEP, DONE, CLOSE = b"s", b".", b"c"
 ALIGNMENT = 64
@@ -102,7 +102,7 @@ class Hello(NamedTuple):
 
     observation_space: gymnasium.Space
     action_space: gymnasium.Space
-    masks: bool  # whether all name their legal actions
+    masks: tuple[bool, ...]  # which name their legal actions
     env_id: str | None
     render_mode: str | None
 
@@ -202,7 +202,7 @@ class Server:
                 self.envs.append(recorded(_made(function, registry)))
             silence_passive_checker(self.envs[-1])
         first = self.envs[0]
-        masks = all(has_masks(env) for env in self.envs)
+        masks = tuple(has_masks(env) for env in self.envs)
         name = getattr(getattr(first, "spec", None), "id", None)
         mode = getattr(first, "render_mode", None)
         return Hello(first.observation_space, first.action_space, masks, name, mode)
@@ -270,7 +270,7 @@ class Server:
 
     def _write_mask(self, i: int) -> None:
         with _blamed(i, "in action_masks()"):
-            self.block.mask[i] = np.asarray(self.masks[i](), bool).reshape(self.block.mask[i].shape)
+            self.block.mask[i] = mask_row(self.masks[i](), self.layout.choices)
 
     def _bytes(self, message: Any) -> bytes:
         try:

@@ -30,25 +30,28 @@ def penalised_surrogate(
     return jnp.exp(log_ratio) * advantage - kl_coef * kl_estimate(log_ratio)
 
 
-def adapted(config: Any, factor: Float[Array, ""]) -> Any:
+def adapted(config: Any, factors: Mapping[str, Float[Array, ""]]) -> Any:
     """The config with what follows the KL multiplied by its factor, where anything does."""
     if config.desired_kl is None:
         return config
-    return dataclasses.replace(config, **{config.adapts: getattr(config, config.adapts) * factor})
+    return dataclasses.replace(config, **{name: getattr(config, name) * factor for name, factor in factors.items()})
 
 
-def followed(config: Any, factor: Float[Array, ""], metrics: Mapping[str, Array]) -> Float[Array, ""]:
-    """The factor after an update whose KL was `train/approx_kl`."""
-    if config.desired_kl is None:
-        return factor
-    kl = metrics["train/approx_kl"]
+def followed(config: Any, factors: Mapping[str, Float[Array, ""]], kl: Float[Array, ""]) -> dict[str, Float[Array, ""]]:
+    """The factors after an update that moved the policy by `kl`."""
     beyond, change, least, most = ADAPTED[config.adapts]
     too_large, too_small = kl > beyond * config.desired_kl, kl < config.desired_kl / beyond
-    changed = jnp.where(too_large, factor * change, jnp.where(too_small, factor / change, factor))
-    return jnp.clip(changed, least, most)
+    step = jnp.where(too_large, change, jnp.where(too_small, 1.0 / change, 1.0))
+    return {name: jnp.clip(factor * step, least, most) for name, factor in factors.items()}
 
 
-def check_adapted(config: Any) -> None:
-    """Raise `ValueError` for what does not adapt."""
+def check_adapted(config: Any, penalised: bool) -> None:
+    """Raise `ValueError` for what does not adapt, or where nothing is `penalised` by the KL."""
     if config.adapts not in ADAPTED:
         raise ValueError(f"adapts={config.adapts!r} is not known: choose from {', '.join(ADAPTED)}")
+    if config.desired_kl is not None and config.desired_kl <= 0:
+        raise ValueError(f"desired_kl={config.desired_kl!r} has to be above 0: give such as 0.01, or None")
+    if config.adapts == "kl_coef" and config.desired_kl is None:
+        raise ValueError("adapts='kl_coef' without desired_kl adapts nothing: give desired_kl, such as 0.01")
+    if config.adapts == "kl_coef" and not penalised:
+        raise ValueError("adapts='kl_coef' with the clipped loss, which has no penalty: give loss=kl_penalty_loss")

@@ -127,6 +127,21 @@ def check_sequences(config: Any) -> None:
         )
 
 
+def odd_minibatch(config: Any, num_envs: int) -> list[str]:
+    """A note where the last minibatch of each epoch is smaller than the others."""
+    if config.recurrence is None:
+        unit, rows, size = "rows", config.n_steps * num_envs, config.batch_size
+    else:
+        length = sequence_length(config)
+        unit, rows, size = f"windows of {length} steps", -(-config.n_steps // length) * num_envs, config.batch_size // length
+    if rows % size == 0:
+        return []
+    return [
+        f"batch_size={config.batch_size} does not divide the rollout of {rows} {unit}: the last"
+        f" minibatch of each epoch has {rows % size}"
+    ]
+
+
 def padded(rows: PyTree[Array], batch_size: int) -> PyTree[Array]:
     """Rows `[R, ...]` with zeros behind them up to a whole number of minibatches: what `shuffled` counts in."""
     return jax.tree.map(lambda x: pad(x, -x.shape[0] % batch_size), rows)

@@ -39,7 +39,7 @@ WORDS = (
 
 # Words that need nothing done, with the only value that means so.
 NEUTRAL = {"share_features_extractor": True, "squash_output": False}
-LSTM_NEUTRAL = {"shared_lstm": False, "enable_critic_lstm": True}
+LSTM_NEUTRAL = {"shared_lstm": False, "enable_critic_lstm": True, "lstm_kwargs": None}
 
 EXTRACTOR_WORDS = ("features_extractor_class", "features_extractor_kwargs", "normalize_images")
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from advantage.training.ready_callbacks import (
         CheckpointCallback,
         EvalCallback,
+        MaskableEvalCallback,
         EventCallback,
         EveryNTimesteps,
         LogEveryNTimesteps,
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     )
 
 _READY = (
-    "CheckpointCallback", "EvalCallback", "EventCallback", "EveryNTimesteps", "LogEveryNTimesteps",
+    "CheckpointCallback", "EvalCallback", "MaskableEvalCallback", "EventCallback", "EveryNTimesteps", "LogEveryNTimesteps",
     "ProgressBarCallback", "StopTrainingOnMaxEpisodes", "StopTrainingOnNoModelImprovement",
     "StopTrainingOnRewardThreshold",
 )  # fmt: skip

@@ -20,8 +20,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from advantage.envs.async_envs import AsyncEnvs
-from advantage.envs.jax import JaxEnv, is_jax_env, make_jax, reset_envs, step_envs
+from advantage.envs.jax import JaxEnv, check_mask, is_jax_env, make_jax, reset_envs, step_envs
 from advantage.envs.make import JAX_PREFIXES, make_gymnasium, reserve_threads
+from advantage.envs.masking import get_action_masks, is_masking_supported
 from advantage.envs.native import EnvPool
 from advantage.envs.normalise import taken_off
 from advantage.envs.single import WrapperFacts, wrapper_facts
@@ -52,6 +53,7 @@ def evaluate_policy(
     return_episode_rewards: bool = False,
     warn: bool = True,
     *,
+    use_masking: bool = True,
     seed_index: int = 0,
     seed: int | None = None,
 ) -> tuple[Any, Any]:
@@ -73,6 +75,7 @@ def evaluate_policy(
         reward_threshold: fail where the mean return is not above it.
         return_episode_rewards: return the episodes' `(returns, lengths)` instead.
         warn: warn where a wrapper changes rewards and nothing keeps the unchanged ones.
+        use_masking: choose legal actions only, where the environment says which ones are.
         seed_index: which of the agents trained side by side acts.
         seed: of the environments. None goes on with those given; ids and JAX environments start from 0,
             so that the same call gives the same episodes.
@@ -88,14 +91,14 @@ def evaluate_policy(
     _check_count(n_eval_episodes)
     model = getattr(model, "_model", model)  # `model.policy` acts as its model
     env = _jax_env(env) if _is_jax_id(env) else env
-    if is_jax_env(env) and _is_ours(model) and callback is None and not render:
+    if is_jax_env(env) and _is_ours(model) and callback is None and not render and use_masking:
         returns, lengths = _rollouts(model, env, n_eval_episodes, deterministic, [seed_index], seed or 0)
         returns, lengths = returns[0].tolist(), lengths[0].tolist()
     else:
         with _host(model, env, n_eval_episodes, seed) as host, _same_predictions(model):
             if warn:
                 _warn_of_changed_rewards(host.envs)
-            play = _Play(model, host, deterministic, seed_index)
+            play = _Play(model, host, deterministic, seed_index, use_masking)
             returns, lengths = _count_episodes(play, n_eval_episodes, render, callback)[:2]
     mean = float(np.mean(returns))
     if reward_threshold is not None:
@@ -136,6 +139,7 @@ def evaluate_every_seed(
     render: bool = False,
     warn: bool = True,
     *,
+    use_masking: bool = True,
     seed: int | None = None,
 ) -> Episodes:
     """What `evaluate_policy` counts, for every seed's agent; arguments and errors are its own.
@@ -144,13 +148,13 @@ def evaluate_every_seed(
     """
     _check_count(n_eval_episodes)
     env, seeds = _jax_env(env) if _is_jax_id(env) else env, list(range(model.num_seeds))
-    if is_jax_env(env) and not render:
+    if is_jax_env(env) and not render and use_masking:
         returns, lengths = _rollouts(model, env, n_eval_episodes, deterministic, seeds, seed or 0)
         return Episodes(np.asarray(returns, np.float64), lengths, np.full(returns.shape, np.nan))
     with _host(model, env, n_eval_episodes, seed) as host, _same_predictions(model):
         if warn:
             _warn_of_changed_rewards(host.envs)
-        plays = (_Play(model, host, deterministic, seed_index) for seed_index in seeds)
+        plays = (_Play(model, host, deterministic, seed_index, use_masking) for seed_index in seeds)
         played = [_count_episodes(play, n_eval_episodes, render, None) for play in plays]
     orders = [np.argsort(one.places, kind="stable") for one in played]
     columns = [
@@ -307,14 +311,16 @@ def _no_environment(env: Any) -> TypeError:
 class _Play:
     """A policy in N environments that are stepped one after the other."""
 
-    def __init__(self, model: Any, host: _Host, deterministic: bool, seed_index: int):
+    def __init__(self, model: Any, host: _Host, deterministic: bool, seed_index: int, use_masking: bool):
         self.model, self.host, self.deterministic, self.seed_index = model, host, deterministic, seed_index
+        self.use_masking = use_masking
         self.observed: Observed = _first(host.envs.reset(host.seeds))
         self.state: Any = None
 
     def step(self) -> tuple[np.ndarray, TimeStep]:
         """`(actions [N, ...], what followed [N, ...])`."""
-        options = _options(self.model, self.seed_index, self.observed.action_mask)
+        mask = self.observed.action_mask if self.use_masking else None
+        options = _options(self.model, self.seed_index, mask)
         actions, self.state = self.model.predict(
             self.host.seen(self.observed.obs),
             state=self.state,
@@ -454,6 +460,7 @@ def _rollouts(
 ) -> tuple[np.ndarray, np.ndarray]:
     """`(returns, lengths) [S, episodes]` of the agents `seeds`, all from the same beginnings."""
     check_spaces(model, env.spec)
+    check_mask(env)
     batches = -(-episodes // MOST_ENVS)
     num_envs = -(-episodes // batches)
     begin, go_on = _rollout_programs(model.algorithm, undisturbed(model._config), env, num_envs, not deterministic)
@@ -532,9 +539,7 @@ class _OneGymnasium:
         return obs, float(reward), bool(terminated or truncated)
 
     def mask(self) -> np.ndarray | None:
-        if not self.env.has_wrapper_attr("action_masks"):
-            return None
-        return np.asarray(self.env.get_wrapper_attr("action_masks")(), bool)
+        return get_action_masks(self.env) if is_masking_supported(self.env) else None
 
     def picture(self) -> np.ndarray:
         try:

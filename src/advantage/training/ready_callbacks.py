@@ -30,6 +30,7 @@ from advantage.training.progress import LiveProgress
 __all__ = [
     "CheckpointCallback",
     "EvalCallback",
+    "MaskableEvalCallback",
     "EventCallback",
     "EveryNTimesteps",
     "LogEveryNTimesteps",
@@ -257,6 +258,7 @@ class EvalCallback(EventCallback):
         OSError: when training starts, a folder cannot be made.
     """
 
+    use_masking = True  # choose legal actions only, where `eval_env` says which ones are
     RESUMED = (
         "best_mean_reward", "last_mean_reward", "evaluations_timesteps", "evaluations_results", "evaluations_length",
         "evaluations_successes",
@@ -310,8 +312,9 @@ class EvalCallback(EventCallback):
             return True
         sync_envs_normalization(self.model.get_vec_normalize_env(), self.eval_env)
         episodes = evaluate_every_seed(
-            self.model, self.eval_env, self.n_eval_episodes, self.deterministic, self.render, self.warn
-        )
+            self.model, self.eval_env, self.n_eval_episodes, self.deterministic, self.render, self.warn,
+            use_masking=self.use_masking,
+        )  # fmt: skip
         self.last_mean_reward = float(episodes.returns.mean())
         self._keep(episodes)
         self._log(episodes)
@@ -374,6 +377,14 @@ class EvalCallback(EventCallback):
     def children(self) -> list[BaseCallback]:
         new_best = [] if self.callback_on_new_best is None else [self.callback_on_new_best]
         return [*new_best, *super().children()]
+
+
+class MaskableEvalCallback(EvalCallback):
+    """SB3-contrib's name for `EvalCallback`, which masks by itself; `use_masking=False` lets it choose any action."""
+
+    def __init__(self, *args: Any, use_masking: bool = True, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.use_masking = use_masking
 
 
 class CheckpointCallback(BaseCallback):
