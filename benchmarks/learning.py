@@ -130,9 +130,9 @@ def evaluate(model: Any, env_id: str, seed_index: int, episodes: int) -> float:
     """
     envs = [gymnasium.make(env_id) for _ in range(episodes)]
     obs = np.stack([env.reset(seed=jobs.EVALUATION_SEED + index)[0] for index, env in enumerate(envs)])
-    returns, running = np.zeros(episodes), list(range(episodes))
+    returns, running, memory = np.zeros(episodes), list(range(episodes)), None
     while running:
-        actions, _ = model.predict(obs, deterministic=True, seed_index=seed_index)
+        actions, memory = model.predict(obs, state=memory, deterministic=True, seed_index=seed_index)
         for index in list(running):
             obs[index], reward, terminated, truncated, _ = envs[index].step(actions[index])
             returns[index] += float(reward)

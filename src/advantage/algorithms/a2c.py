@@ -18,7 +18,7 @@ from advantage.memory.rollout import check_sequences, estimates, flat_rows, poli
 from advantage.networks import optimisers
 from advantage.networks.actor_critic import Actor, ActorCritic, Architecture, actor_critic
 from advantage.networks.mlp import Activation
-from advantage.networks.optimisers import Optimizer, adam_ppo, descend, rmsprop_tf
+from advantage.networks.optimisers import Optimizer, adam_ppo, descend, rmsprop_a2c
 from advantage.networks.recurrent import Recurrence
 from advantage.networks.sampling import act_sampling as act  # samples from the policy
 from advantage.networks.sampling import check_sde, fresh_network, sampling_carry
@@ -66,7 +66,7 @@ class Config(eqx.Module):
     ent_coef: Scalar = 0.0  # weight of the entropy bonus; 0 to 0.02
     vf_coef: Scalar = 0.5  # weight of the value loss
     max_grad_norm: Scalar = 0.5  # largest joint norm of the gradient
-    rms_prop_eps: float = eqx.field(static=True, default=1e-5)  # RMSProp: added to the mean square, under the root
+    rms_prop_eps: float = eqx.field(static=True, default=1e-5)  # RMSProp: added to the root of the mean square
     use_rms_prop: bool = eqx.field(static=True, default=True)  # RMSProp, else Adam
     use_sde: bool = eqx.field(static=True, default=False)  # state-dependent exploration (Box actions)
     sde_sample_freq: int = eqx.field(static=True, default=-1)  # steps between new noise; -1: each rollout
@@ -112,7 +112,7 @@ def optimiser(config: Config) -> Optimizer:
     """What the network descends by."""
     if config.optimizer is not None:
         return config.optimizer
-    return rmsprop_tf(config.rms_prop_eps) if config.use_rms_prop else adam_ppo
+    return rmsprop_a2c(config.rms_prop_eps) if config.use_rms_prop else adam_ppo
 
 
 def init(config: Config, spec: Spec, key: Key) -> State:

@@ -43,12 +43,13 @@ def adam_crossq(learning_rate: Scalar) -> optax.GradientTransformation:
 
 
 @functools.cache  # one function for each epsilon: programs are compiled for it
-def rmsprop_tf(eps: float) -> Optimizer:
-    """RMSProp as in TensorFlow, which A2C was tuned with: epsilon under the root, and a mean square that begins at 1.
+def rmsprop_a2c(eps: float) -> Optimizer:
+    """RMSProp as torch and SB3's A2C have it: epsilon beside the root, and a mean square that begins at 0.
 
-    Hinton (2012), http://www.cs.toronto.edu/~tijmen/csc321/slides/lecture_slides_lec6.pdf; SB3's `RMSpropTFLike`.
+    Hinton (2012), http://www.cs.toronto.edu/~tijmen/csc321/slides/lecture_slides_lec6.pdf. TensorFlow's, under the
+    root and from 1 on, is `named("rmsproptflike")`.
     """
-    return functools.partial(optax.rmsprop, decay=0.99, eps=eps, initial_scale=1.0)
+    return functools.partial(optax.rmsprop, decay=0.99, eps=eps, eps_in_sqrt=False)
 
 
 @functools.cache
