@@ -26,6 +26,7 @@ DATA, TABLE = RESULTS / "baseline.json", RESULTS / "baseline.md"
 CURVE, VARIANCE = RESULTS / "baseline-returns.png", RESULTS / "baseline-variance.png"
 ENV, SEEDS, ROLLOUTS, BASELINES = "advantage/CartPole-v1", 5, 400, ("none", "average", "value")
 SETTINGS = {"n_envs": 4, "train_freq": 128, "learning_rate": 3e-3, "gamma": 0.98, "seed": 0, "stats_window_size": 20}
+LEAST = 1e-3  # variance drawn
 POINTS = (0, 20_480, 40_960, 81_920, 163_840)
 
 
@@ -121,6 +122,7 @@ def report(data: dict[str, Any]) -> None:
     steps = [row["steps"] for row in data["variances"]]
     for name, colour in zip(BASELINES, COLOURS, strict=False):
         each = np.array([row[name]["variance"] for row in data["variances"]])
+        each = np.maximum(each, LEAST)  # a gradient that has become exactly alike would leave the picture
         axes.plot(steps, np.median(each, axis=1), marker="o", color=colour, label=f"baseline: {name}")
         axes.fill_between(steps, each.min(axis=1), each.max(axis=1), color=colour, alpha=0.15, linewidth=0)
     axes.set(yscale="log", xlabel="environment steps trained", ylabel="variance of the gradient of one rollout")
@@ -144,6 +146,7 @@ def report(data: dict[str, Any]) -> None:
         )
     lines += ["", "| baseline | mean return of the last 20 episodes, each seed |", "|---|---|"]
     lines += [f"| {name} | {', '.join(f'{x[-1]:.0f}' for x in c['returns'])} |" for name, c in data["curves"].items()]
+    lines += ["", f"![Variance of the gradient]({VARIANCE.name})", "", f"![Returns while training]({CURVE.name})"]
     TABLE.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
