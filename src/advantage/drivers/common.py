@@ -102,6 +102,8 @@ def scheduled_values(
 ) -> Float[np.ndarray, "*points K"]:
     """Each schedule (sorted by name) at each remaining progress; last axis K, of length 0 without any."""
     names = sorted(schedules)
+    if not names:
+        return np.zeros((*progress_remaining.shape, 0), np.float32)
     rows = [[float(schedules[name](p)) for name in names] for p in progress_remaining.ravel().tolist()]
     return np.array(rows, np.float32).reshape(*progress_remaining.shape, len(names))
 

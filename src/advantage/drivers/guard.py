@@ -54,17 +54,13 @@ def not_finite(seed_index: int, gave: str, step: int) -> NotFinite:
     return failure
 
 
-def copied(arrays: PyTree) -> PyTree:
-    """Arrays as they are now, on the host."""
-    return jax.tree.map(np.array, arrays)
-
-
 def failing_on_host(driver: HostDriver, config: Any, seed_index: int, learned: bool) -> Failing:
     """What the last update failed on; or, where nothing was `learned`, the chunk that was refused."""
     if learned and driver.agent.drawn is not None:
         held = jax.tree.map(lambda x: x[seed_index], (driver.state, driver.memory))
         return Failing(*jax.jit(lambda state, memory: driver.agent.drawn(config, state, memory))(*held))
-    state, memory = driver._layout.unpack(driver._before) if learned else (driver.state, ())
+    before = map(np.asarray, driver._before)  # on the device a program would be compiled for each leaf
+    state, memory = driver._layout.unpack(tuple(before)) if learned else (driver.state, ())
     rows = driver._spare
     held = (state, memory, rows.arrays, rows.carry)
     state, memory, arrays, carry = jax.tree.map(lambda x: np.array(x[seed_index]), held)

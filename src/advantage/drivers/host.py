@@ -27,7 +27,7 @@ from advantage.drivers.common import (
     scheduled_values,
     streams,
 )
-from advantage.drivers.guard import bad_row, copied
+from advantage.drivers.guard import bad_row
 from advantage.drivers.packing import ActorParts, Layout, Packed, Table
 from advantage.envs.vector import EnvironmentFailure, HostEnvs
 from advantage.equations.schedules import Schedule
@@ -172,7 +172,7 @@ class HostDriver:
                 self.reset()
                 self._spare = rows
                 raise failure  # before anything not finite reaches an agent
-            self._before = copied(self._arrays) if self.agent.drawn is None else ()
+            self._before = self._arrays if self.agent.drawn is None else ()
             for further in () if self.further is None else self.further.take(rows.arrays):
                 self._arrays = programs.push(self._arrays, further)
             self._arrays, own, table = programs.update(self._arrays, rollout, rows.carry, values(self._steps()))
@@ -449,6 +449,6 @@ def _programs(
         compiled_quickly(functools.partial(jax.lax.map, packed_init)),
         compiled_quickly(over(actor)) if None in parts.places else lambda arrays, values: (),
         jax.jit(over(act), donate_argnums=(2, 3)),
-        jax.jit(over(update), donate_argnums=0),
+        jax.jit(over(update), donate_argnums=() if agent.drawn is None else 0),  # else the guard needs what was before
         jax.jit(over(push), donate_argnums=0),
     )
