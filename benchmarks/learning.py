@@ -165,6 +165,11 @@ def replace_lines(path: Path, job: str, lines: list[Line]) -> None:
     write_lines(path, [line for line in read_lines(path) if line["job"] != job] + lines)
 
 
+def plain(env_id: str) -> str:
+    """An id without the module that registers it."""
+    return env_id.rpartition(":")[2]
+
+
 def copy_sb3(source: Path, target: Path) -> None:
     """SB3's lines of our jobs, so that the report needs nothing outside this repository."""
     write_lines(target, [line for line in read_lines(source) if line["job"] in jobs.EVERY])
@@ -202,7 +207,7 @@ def report(folder: Path) -> None:
             continue
         picture = f"learning-{name}.png"
         reference = None if job.solved is None else {"solved": job.solved}
-        title = f"{job.algorithm} on {job.env} ({name})"
+        title = f"{job.algorithm} on {plain(job.env)} ({name})"
         learning_curve(
             {label: curve(lines) for label, lines in groups.items()}, folder / picture, title, reference
         )
@@ -258,7 +263,7 @@ def section(name: str, job: jobs.Learning, groups: dict[str, list[Line]], pictur
         f"together (advantage {first['advantage']}, jax {first['jax']}, gymnasium {first['gymnasium']})."
     )
     table = "\n".join(rows)
-    return f"## {name}\n\n{table}\n\n{note}\n\n![{job.algorithm} on {job.env}, learning curves]({picture})\n"
+    return f"## {name}\n\n{table}\n\n{note}\n\n![{job.algorithm} on {plain(job.env)}, learning curves]({picture})\n"
 
 
 if __name__ == "__main__":
