@@ -12,6 +12,8 @@ __version__ = "0.1.0"
 
 _HOME = {
     "DQN": "advantage.models",
+    "DoubleDQN": "advantage.models",
+    "DuelingDQN": "advantage.models",
     "PPO": "advantage.models",
     "RecurrentPPO": "advantage.models",
     "MaskablePPO": "advantage.models",
@@ -102,6 +104,8 @@ if TYPE_CHECKING:
         ALGORITHMS,
         DDPG,
         DQN,
+        DoubleDQN,
+        DuelingDQN,
         PPO,
         REINFORCE,
         SAC,

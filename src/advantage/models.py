@@ -27,6 +27,7 @@ from jaxtyping import PyTree
 
 import advantage
 from advantage.algorithms import a2c, crossq, ddpg, discrete_sac, dqn, ppo, reinforce, sac, td3, tqc, trpo
+from advantage.algorithms.double_dqn import double_value
 from advantage.algorithms.normalised import Normalised, normalised_agent
 from advantage.algorithms.recurrent import Recurrent, RecurrentOnPolicy
 from advantage.drivers.common import streams
@@ -48,6 +49,7 @@ from advantage.memory.prioritised import PrioritizedReplayBuffer
 from advantage.memory.replayed import WINDOWS, kind_of, with_memory
 from advantage.memory.sequences import check_windows
 from advantage.memory.settings import replay_settings
+from advantage.networks.dueling import dueling_network
 from advantage.networks.extractors import check_policy, with_policy
 from advantage.networks.policy_kwargs import EXTRACTOR_WORDS, network_fields
 from advantage.networks.recurrent import Recurrence
@@ -1118,6 +1120,21 @@ class DQN(Model):
     algorithm, log_interval, log_episodes = dqn, 4, True
 
 
+class DoubleDQN(DQN):
+    """Double deep Q-learning (van Hasselt et al., 2016): `DoubleDQN("MlpPolicy", env).learn(total_timesteps)`."""
+
+    defaults: ClassVar[Mapping[str, Any]] = {"bootstrap": double_value}
+
+
+class DuelingDQN(DQN):
+    """DQN with a dueling network (Wang et al., 2016): `DuelingDQN("MlpPolicy", env).learn(total_timesteps)`.
+
+    The paper's agent is a Double DQN too: `DuelingDQN("MlpPolicy", env, bootstrap=double_value)`.
+    """
+
+    defaults: ClassVar[Mapping[str, Any]] = {"network": dueling_network}
+
+
 class PPO(Model):
     """Proximal policy optimisation (Schulman et al., 2017): `PPO("MlpPolicy", env).learn(total_timesteps)`."""
 
@@ -1207,7 +1224,7 @@ class CrossQ(Model):
 ALGORITHMS: dict[str, type[Model]] = {
     face.__name__: face
     for face in (
-        DQN, PPO, RecurrentPPO, MaskablePPO, A2C, TRPO, REINFORCE, SAC, DiscreteSAC, TD3, DDPG, TQC, CrossQ,
+        DQN, DoubleDQN, DuelingDQN, PPO, RecurrentPPO, MaskablePPO, A2C, TRPO, REINFORCE, SAC, DiscreteSAC, TD3, DDPG, TQC, CrossQ,
     )
 }  # fmt: skip
 

@@ -12,6 +12,7 @@ Run by hand, never by the tests. Read the file with `numpy.load(path, allow_pick
 `surrogate/`: ratio, advantages `[B]`, epsilons `[3]`, losses `[3]`: `clipped_surrogate_pg_loss`.
 `huber/`: errors, values `[B]`: `huber_loss`.
 `td/`: q, next_q `[B,A]`, actions, rewards, discounts, errors `[B]`: `q_learning`.
+`double/`: selector `[B,A]`, errors `[B]`: `double_q_learning` of `td/`, where `next_q` judges what `selector` chooses.
 """
 
 from pathlib import Path
@@ -43,6 +44,8 @@ def main() -> None:
     q, next_q = rng.normal(size=(2, B, A)).astype(np.float32)
     actions, td_rewards = rng.integers(A, size=B), rng.normal(size=B).astype(np.float32)
     td_discounts = rng.choice([0.0, 0.95], size=B).astype(np.float32)
+    selector = rng.normal(size=(B, A)).astype(np.float32)
+    double = jax.vmap(rlax.double_q_learning)(q, actions, td_rewards, td_discounts, next_q, selector)
     arrays = {
         "gae/rewards": rewards, "gae/discounts": discounts, "gae/values": values, "gae/lambdas": lambdas,
         "gae/advantages": gae, "n_step/rewards": rewards, "n_step/discounts": discounts,
@@ -53,6 +56,7 @@ def main() -> None:
         "td/q": q, "td/next_q": next_q, "td/actions": actions, "td/rewards": td_rewards,
         "td/discounts": td_discounts,
         "td/errors": jax.vmap(rlax.q_learning)(q, actions, td_rewards, td_discounts, next_q),
+        "double/selector": selector, "double/errors": double,
     }  # fmt: skip
     np.savez_compressed(Path(__file__).with_name("rlax.npz"), **{k: np.asarray(v) for k, v in arrays.items()})
 

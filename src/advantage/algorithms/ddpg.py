@@ -15,7 +15,7 @@ from advantage.equations.objectives import squared_error, td_errors, td_target
 from advantage.equations.returns import Scalar
 from advantage.equations.schedules import Schedule
 from advantage.equations.soft import soft_update
-from advantage.memory.replayed import check_replay, episodes_per_update, steps_per_update
+from advantage.memory.frequency import check_replay, episodes_per_update, steps_per_update
 from advantage.memory.replayed import observe as observe  # counts steps
 from advantage.memory.uniform import Batch
 from advantage.networks import optimisers

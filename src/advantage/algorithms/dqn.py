@@ -14,13 +14,13 @@ from advantage.equations.objectives import action_values, huber, td_target
 from advantage.equations.returns import Scalar
 from advantage.equations.schedules import Linear, Schedule
 from advantage.equations.soft import soft_update
-from advantage.memory.replayed import check_replay, episodes_per_update, steps_per_update
+from advantage.memory.frequency import check_replay, episodes_per_update, steps_per_update
 from advantage.memory.replayed import observe as counted
 from advantage.memory.uniform import Batch
 from advantage.networks import optimisers
 from advantage.networks.mlp import Activation
 from advantage.networks.optimisers import Optimizer, adam, descend
-from advantage.networks.q_network import QNetwork, q_network
+from advantage.networks.q_network import ActionValues, q_network
 from advantage.types import NONFINITE, Chunk, Metrics, Observed, Spec, require
 from advantage.types import to_env as to_env  # Discrete is shifted by its start
 
@@ -28,18 +28,26 @@ ACTION_SPACES = ("discrete",)
 LOGGED = {"learning_rate": "train/learning_rate", "exploration_rate": "rollout/exploration_rate"}
 
 
+def greedy_value(network: ActionValues, target_network: ActionValues, obs: PyTree) -> Float[Array, " B"]:
+    """`max_a Q'(s, a)`, what the target network says of the action it thinks best (Mnih et al., 2015)."""
+    return jnp.max(target_network(obs), axis=-1)
+
+
 def td_error(
-    config: "Config", network: QNetwork, target_network: QNetwork, batch: Batch
+    config: "Config", network: ActionValues, target_network: ActionValues, batch: Batch
 ) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
-    """`(Q(s, a) - (r + gamma max_a' Q'(s', a')), Q(s, a))`, without a gradient for the target (Mnih et al., 2015, eq. 1)."""
-    next_value = jnp.max(target_network(batch.next_obs), axis=-1)
+    """`(Q(s, a) - (r + gamma V(s')), Q(s, a))`, without a gradient for the target (Mnih et al., 2015, eq. 1).
+
+    V is `config.bootstrap`: of DQN `greedy_value`.
+    """
+    next_value = config.bootstrap(network, target_network, batch.next_obs)
     target = jax.lax.stop_gradient(td_target(batch.reward, batch.discount, next_value))
     value = action_values(network(batch.obs), batch.action)
     return value - target, value
 
 
 def loss(
-    config: "Config", network: QNetwork, target_network: QNetwork, batch: Batch
+    config: "Config", network: ActionValues, target_network: ActionValues, batch: Batch
 ) -> tuple[Float[Array, ""], Metrics]:
     """Huber loss of the temporal-difference error, to be minimised (Mnih et al., 2015, eq. 1)."""
     error, value = td_error(config, network, target_network, batch)
@@ -85,6 +93,7 @@ class Config(eqx.Module):
     features_extractor: Callable[..., eqx.Module] | None = eqx.field(static=True, default=None)
     optimizer: Optimizer = eqx.field(static=True, default=adam)  # function of the learning rate
     network: Callable[..., Any] = eqx.field(static=True, default=q_network)
+    bootstrap: Callable[..., Array] = eqx.field(static=True, default=greedy_value)  # the value of what followed
     loss: Callable[..., tuple[Array, Metrics]] = eqx.field(static=True, default=loss)
     exploration: Callable[..., Array] = eqx.field(static=True, default=epsilon_greedy)
     exploration_rate: Scalar = 1.0  # epsilon now: set from its schedule before every update
@@ -104,8 +113,8 @@ class Config(eqx.Module):
 class State(NamedTuple):
     """All that DQN learns."""
 
-    network: QNetwork
-    target_network: QNetwork
+    network: ActionValues
+    target_network: ActionValues
     optimizer: PyTree
     steps: Array  # environment steps, up to 2^31 - 1: only compared with learning_starts
     since_sync: Array  # environment steps since the target network was last updated
@@ -134,7 +143,7 @@ def initial_carry(config: Config, spec: Spec, num_envs: int) -> tuple[()]:
 class Actor(NamedTuple):
     """What acting needs."""
 
-    network: QNetwork
+    network: ActionValues
     epsilon: Float[Array, ""]
 
 

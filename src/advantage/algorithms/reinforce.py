@@ -14,7 +14,7 @@ from advantage.equations.noise import HeldNoise
 from advantage.equations.objectives import masked_mean, normalised, squared_error
 from advantage.equations.returns import Scalar
 from advantage.equations.schedules import Schedule
-from advantage.memory.replayed import episodes_per_update, frequency, steps_per_update
+from advantage.memory.frequency import episodes_per_update, frequency, steps_per_update
 from advantage.memory.rollout import estimates, flat_rows, policy_actions, rollout_metrics
 from advantage.networks import optimisers
 from advantage.networks.actor_critic import Actor, ActorCritic, Architecture, actor_critic

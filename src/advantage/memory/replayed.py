@@ -2,7 +2,6 @@
 
 import fractions
 import functools
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,65 +12,14 @@ from jaxtyping import Array, PyTree
 
 from advantage.equations.threefry import written_out
 from advantage.memory import prioritised, sequences, uniform
-from advantage.types import NONFINITE, Agent, Chunk, Metrics, Spec, require
-
-
-def frequency(config: Any) -> tuple[int, str]:
-    """`train_freq` as `(k, unit)`.
-
-    Raises:
-        ValueError: it is neither a positive number nor such a pair.
-    """
-    given = config.train_freq
-    pair = (given, "step") if isinstance(given, int) else given
-    fits = isinstance(pair, tuple) and len(pair) == 2 and type(pair[0]) is int and pair[1] in ("step", "episode")
-    if not fits or pair[0] < 1:
-        raise ValueError(
-            f"train_freq={given!r} is not understood: give a positive number of steps, (k, 'step') or (k, 'episode')"
-        )
-    return pair
-
-
-def steps_per_update(config: Any) -> int:
-    """T, in steps of the whole vector of environments (the least, where episodes are counted)."""
-    count, unit = frequency(config)
-    return count if unit == "step" else 1
-
-
-def episodes_per_update(config: Any) -> int | None:
-    """Episodes that make an update, where `train_freq` counts episodes."""
-    count, unit = frequency(config)
-    return count if unit == "episode" else None
+from advantage.memory.frequency import FINEST
+from advantage.types import NONFINITE, Agent, Chunk, Metrics, Spec
 
 
 def observe(config: Any, state: Any, chunk: Chunk) -> Any:
     """Count a chunk's steps in `state.steps`, up to 2^31 - 1."""
     collected = jnp.sum(chunk.valid, dtype=jnp.int32)
     return state._replace(steps=state.steps + jnp.minimum(collected, jnp.iinfo(jnp.int32).max - state.steps))
-
-
-def check_replay(config: Any, num_envs: int) -> None:
-    """Raise `ValueError` for settings of replay and of its updates that cannot work."""
-    require(config, 1, math.inf, "buffer_size", "batch_size", "n_steps")
-    require(config, 0, math.inf, "learning_starts")
-    require(config, -1, math.inf, "gradient_steps")
-    if config.buffer_size < config.batch_size:
-        raise ValueError(
-            f"batch_size={config.batch_size} is larger than buffer_size={config.buffer_size}:"
-            " raise buffer_size or lower batch_size"
-        )
-    rows = config.buffer_size // num_envs
-    if rows < max(config.steps_per_update, config.n_steps):
-        raise ValueError(
-            f"buffer_size={config.buffer_size} holds {rows} rows for each of"
-            f" {num_envs} environments, fewer than one update collects ({config.steps_per_update}) or"
-            f" n_steps={config.n_steps} needs: raise buffer_size"
-        )
-    if config.updates_per_step is not None and not 1 / FINEST <= config.updates_per_step <= MOST_UPDATES:
-        raise ValueError(
-            f"updates_per_step={config.updates_per_step!r} is out of range: give gradient steps for each environment"
-            f" step, between {1 / FINEST} and {MOST_UPDATES}, or None"
-        )
 
 
 def gradient_steps(config: Any, before: Array, collected: Array) -> Array:
@@ -85,9 +33,6 @@ def gradient_steps(config: Any, before: Array, collected: Array) -> Array:
     top, bottom = ratio.numerator, ratio.denominator
     within = before % bottom  # as good as `before`, and no product overflows
     return (within + collected) * top // bottom - within * top // bottom
-
-
-MOST_UPDATES, FINEST = 1000, 1000  # per step, and parts of one that are told apart
 
 
 class Kind(NamedTuple):

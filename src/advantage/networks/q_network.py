@@ -1,5 +1,7 @@
 """Action-value network of the value-based family."""
 
+from collections.abc import Callable
+
 import equinox as eqx
 import jax
 from jaxtyping import Array, Float, PyTree
@@ -8,6 +10,9 @@ from advantage.equations.distributions import Key
 from advantage.networks.features import Flatten
 from advantage.networks.mlp import MLP, Activation, Linear, dense_networks
 from advantage.types import Spec
+
+ActionValues = Callable[[PyTree], Array]
+"""`Q(s, .)` `[*batch, actions]` of observations: `QNetwork`, `DuelingNetwork`, or one of yours."""
 
 
 class QNetwork(eqx.Module):

@@ -1,0 +1,19 @@
+"""Double Q-learning with networks (van Hasselt et al., 2016, https://arxiv.org/abs/1509.06461).
+
+DQN in every other respect: `DQN("MlpPolicy", env, bootstrap=double_value)`, or `DoubleDQN("MlpPolicy", env)`.
+"""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from advantage.equations.objectives import action_values
+from advantage.networks.q_network import ActionValues
+
+
+def double_value(network: ActionValues, target_network: ActionValues, obs: PyTree) -> Float[Array, " B"]:
+    """`Q'(s, argmax_a Q(s, a))`: one network chooses, the other judges (eq. 4).
+
+    The greatest of values that are wrong by chance is too great. Where another network says what the chosen one is
+    worth, the errors of both would have to agree.
+    """
+    return action_values(target_network(obs), jnp.argmax(network(obs), axis=-1))
