@@ -294,6 +294,10 @@ LEARNING: dict[str, Learning] = {
     ),
     "a2c-cartpole": Learning("A2C", "CartPole-v1", 100_000, 8, {}, 475.0),
     "trpo-cartpole": Learning("TRPO", "CartPole-v1", 100_000, 2, TRPO_CARTPOLE, 475.0),
+    "a2c-cartpole-tensorflow": Learning(
+        "A2C", "CartPole-v1", 100_000, 8,
+        {"policy_kwargs": {"optimizer_class": "rmsproptflike", "optimizer_kwargs": {"eps": 1e-5}}}, 475.0,
+    ),
     "recurrent-ppo-cartpole": Learning(
         "RecurrentPPO", NO_VELOCITIES, 300_000, 8,
         {**RECURRENT, "learning_rate": linear(1e-3), "normalize": True}, 475.0,

@@ -349,7 +349,7 @@ class Model:
         state: Any = None,
         episode_start: np.ndarray | None = None,
         deterministic: bool = False,
-        action_masks: np.ndarray | None = None,
+        action_masks: Any = None,
         seed_index: int = 0,
     ) -> tuple[np.ndarray, Any]:
         """`(action, state)` for one observation or a batch of them.
@@ -360,7 +360,7 @@ class Model:
             state: what the last call returned, for policies with a memory; None: nothing is remembered.
             episode_start: `[N]` bool, where episodes begin and the memory is emptied; None: nowhere.
             deterministic: the best action instead of a sampled one.
-            action_masks: `[N, choices]` bool, True where an action is legal.
+            action_masks: `[N, choices]` bool, True where an action is legal; of one observation also a tuple by component.
             seed_index: which of the agents trained side by side acts.
 
         Raises:
@@ -1005,6 +1005,11 @@ def _check_recurrent_words(policy: str, policy_kwargs: Mapping[str, Any], algori
             "policy_kwargs['burn_in'] is for policies that learn from a replay; here every sequence begins with what was"
             " remembered when it was acted: leave it out"
         )
+    if "sequence_length" in words and not {"batch_size", "learning_starts"} & _field_names(algorithm.Config):
+        raise ValueError(
+            "policy_kwargs['sequence_length'] is for policies that learn in minibatches; here a sequence is as long as"
+            " n_steps: leave it out"
+        )
     if _remembers(policy) and policy_kwargs.get("share_features_extractor"):
         raise ValueError(
             f"policy_kwargs['share_features_extractor'] cannot be True with policy={policy!r}, whose networks remember, and"
@@ -1043,6 +1048,9 @@ def _continued(state: PyTree, fresh: PyTree, batch: int) -> PyTree:
     if jax.tree.structure(state) != jax.tree.structure(fresh):
         raise ValueError("state is not what predict returned: hand that on, or give state=None to begin anew")
     sizes = {x.shape[0] for x in jax.tree.leaves(state) if np.ndim(x)} - {batch}
+    given, expected = ([np.shape(x) for x in jax.tree.leaves(tree)] for tree in (state, fresh))
+    if not sizes and given != expected:
+        raise ValueError(f"state has arrays {given}, and this policy's {expected}: it is of another model")
     if sizes:
         raise ValueError(f"state is of {min(sizes)} environments, observation of {batch}: give state=None to begin anew")
     return state

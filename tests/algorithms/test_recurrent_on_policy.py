@@ -279,6 +279,7 @@ def forgetful(spec, key, *, features, value_features, **words):
         ),
         (lambda: PPO("MlpLstmPolicy", "CartPole-v1", policy_kwargs={"enable_critic_lstm": False}), "has to be True"),
         (lambda: PPO("MlpLstmPolicy", "CartPole-v1", policy_kwargs={"shared_lstm": True}), "has to be False"),
+        (lambda: A2C("MlpLstmPolicy", "CartPole-v1", policy_kwargs={"sequence_length": 4}), "as long as n_steps"),
         (lambda: PPO("MlpLstmPolicy", "CartPole-v1", policy_kwargs={"lstm_kwargs": {"dropout": 0.1}}), "has to be None"),
         (
             lambda: PPO("MlpLstmPolicy", "CartPole-v1", policy_kwargs={"share_features_extractor": True}),
@@ -331,5 +332,8 @@ def test_predict_takes_what_predict_returned():
     model.predict(obs, state=state, episode_start=np.zeros(2, bool))
     with pytest.raises(ValueError, match="state is not what predict returned"):
         model.predict(obs, state=(np.zeros((1, 2, 4)), np.zeros((1, 2, 4))))
+    smaller = PPO("MlpLstmPolicy", "CartPole-v1", policy_kwargs={"lstm_hidden_size": 3}).predict(obs)[1]
+    with pytest.raises(ValueError, match=r"state has arrays \[\(2, 3\).* and this policy's \[\(2, 4\)"):
+        model.predict(obs, state=smaller)
     with pytest.raises(ValueError, match="episode_start is of 3 environments, observation of 2: give one for each"):
         model.predict(obs, state=state, episode_start=np.zeros(3, bool))

@@ -49,6 +49,17 @@ class EndingsBoxGym(EndingsGym):
     action_space = gymnasium.spaces.Box(-1.0, 1.0, (1,))
 
 
+class MaskedEndingsGym(EndingsGym):
+    """The same, where the only legal action is the place's parity; another is an error."""
+
+    def action_masks(self):
+        return np.arange(2) == self.place % 2
+
+    def step(self, action):
+        assert self.action_masks()[action], "an illegal action"
+        return super().step(action)
+
+
 class Echo(gymnasium.Env):
     """Notes every action in `log`; an episode lasts `length` steps, one of a constant observation."""
 

@@ -11,11 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from advantage import DQN, make_vec_env
+from advantage import DQN, SubprocVecEnv, make_vec_env
 from advantage.algorithms import a2c, crossq, ddpg, discrete_sac, dqn, ppo, reinforce, sac, td3, tqc, trpo
 from advantage.drivers.fused import FusedDriver
 from advantage.drivers.host import HostDriver
 from advantage.envs.probes import Endings, TimeLimitLoop
+from advantage.envs.vector import SyncEnvs
 from advantage.equations.objectives import chosen
 from advantage.memory import uniform
 from advantage.networks.batch_norm import evaluated
@@ -230,6 +231,35 @@ def test_learned_values_are_the_true_ones(toys, kind, num_seeds, name):
     truth = Endings().value(np.eye(5), GAMMA)
     for seed in range(num_seeds):
         np.testing.assert_allclose(learned(driver, name, seed), truth, atol=0.2)
+
+
+class MaskedEndings(Endings):
+    """The only legal action is the place's parity; another costs more than any return."""
+
+    def action_mask(self, env_state):
+        return jnp.arange(2) == env_state.place % 2
+
+    def step(self, env_state, action, key):
+        state, transition = super().step(env_state, action, key)
+        fine = self.action_mask(env_state)[action]
+        return state, transition._replace(reward=jnp.where(fine, transition.reward, -100.0))
+
+
+@pytest.mark.parametrize("kind,name", [*itertools.product(["sync", "jax"], POLICY), ("async", "ppo")])
+def test_masks_fit_at_every_ending(toys, kind, name):
+    """An action legal in the first state of an episode may not be so in the last one of the episode before."""
+    config, agent = LEARNERS[name], getattr(toys, name)
+    if kind == "async":
+        driver = HostDriver(agent, SubprocVecEnv([toys.MaskedEndingsGym] * 2).host, 5)
+        driver.init(config)
+    elif kind == "sync":
+        driver = HostDriver(agent, SyncEnvs([[toys.MaskedEndingsGym() for _ in range(2)]]), 5)
+        driver.init(config)
+    else:
+        driver = driver_of(toys, kind, agent, config, 1, 2, MaskedEndings())
+    list(driver.run(config, ZEROS | agent.algorithm.schedules(config), 0, STEPS[name] + 1))
+    found, truth = learned(driver, name, 0), Endings().value(np.eye(5), GAMMA)
+    np.testing.assert_allclose(found, truth, atol=0.2)
 
 
 @pytest.mark.parametrize("name", ["ppo", "dqn", "sac"])

@@ -93,6 +93,8 @@ def test_who_says_nothing():
     with pytest.raises(ValueError, match="is a JAX environment: ask env.action_mask"):
         get_action_masks(make_jax("advantage/CartPole-v1"))
     assert MaskablePPO("MlpPolicy", **SMALL).n_steps == 16
+    with pytest.raises(TypeError, match="env='CartPole-v1' is an id: give the environment"):
+        is_masking_supported("CartPole-v1")
     with pytest.raises(ValueError, match="'leagl': .* has no such method: give a function of env"):
         ActionMasker(Turns(), "leagl")
     told = ActionMasker(gymnasium.make("CartPole-v1"))
@@ -172,6 +174,8 @@ def test_masks_of_all_or_none():
         (np.ones(3, bool), r"action_masks has shape \(3,\): expected \(1, 4\), an entry for each choice of Discrete"),
         (np.ones((2, 4), bool), r"action_masks has shape \(2, 4\): expected \(1, 4\)"),
         (np.zeros(4, bool), "action_masks allows no action in row 0: leave one legal"),
+        (np.full(4, np.nan), "action_masks: it returned .*nan.*: return True where an action is legal"),
+        ([True, False], "action_masks: it returned 2 entries: return 4"),
     ],
 )
 def test_masks_given_to_predict_are_checked(mask, says):
@@ -196,6 +200,27 @@ class Pairs(gymnasium.Env):
 
     def action_masks(self):
         return np.array([False, True, False]), np.array([True, False])
+
+
+def test_vectors_that_hand_no_masks_on_are_refused():
+    """What their members allow would go unheard."""
+    makers = [lambda: ActionMasker(Turns(), "legal")] * 2
+    for face in (PPO, MaskablePPO):
+        with pytest.raises(ValueError, match="SyncVectorEnv of environments with action_masks.*give make_vec_env"):
+            face("MlpPolicy", gymnasium.vector.SyncVectorEnv(makers), **SMALL)
+
+
+def test_masks_of_several_observations():
+    """Rows for each, also of components apart; what is turned round is not taken."""
+    model = PPO("MlpPolicy", Pairs(), **SMALL)
+    obs, one = np.zeros((2, 1), np.float32), Pairs().action_masks()
+    for masks in (np.array([[0, 1, 0, 1, 0]] * 2), [one, one]):
+        np.testing.assert_array_equal(model.predict(obs, action_masks=masks)[0], [[1, 0], [1, 0]])
+    np.testing.assert_array_equal(model.predict(obs[0], action_masks=one)[0], [1, 0])
+    with pytest.raises(ValueError, match=r"action_masks has shape \(5, 2\): expected \(2, 5\)"):
+        model.predict(obs, action_masks=np.ones((5, 2), bool))
+    with pytest.raises(ValueError, match="action_masks has 1 rows for 2 observations"):
+        model.predict(obs, action_masks=[one])
 
 
 def test_components_may_be_a_tuple():

@@ -50,6 +50,7 @@ OFF = {"learning_starts": 30, "buffer_size": 100, "batch_size": 8, "train_freq":
 CONTROL = {"learning_starts": 20, "buffer_size": 90, "batch_size": 8, "train_freq": 4, **NET}
 DRIFT = OrnsteinUhlenbeckActionNoise(0.0, 0.3, dt=0.2)  # lasts longer than a chunk
 REMEMBERING = {"net_arch": [8], "lstm_hidden_size": 6, "sequence_length": 5}
+REMEMBERING_ALL = {name: value for name, value in REMEMBERING.items() if name != "sequence_length"}  # A2C learns along n_steps
 PER = {"replay_buffer_class": PrioritizedReplayBuffer, "replay_buffer_kwargs": {"alpha": 0.7}}
 
 
@@ -148,9 +149,14 @@ RUNS = {
         RecurrentPPO, "CartPole-v1", {**ON, "policy": "MlpLstmPolicy", "policy_kwargs": REMEMBERING, "n_envs": 2}, 128, 74,
     ),
     "A2C, remembering, JAX, 2 seeds": (
-        A2C, "advantage/CartPole-v1", {**NET, "policy": "MlpLstmPolicy", "policy_kwargs": REMEMBERING, "n_envs": 2, "seeds": 2}, 80, 40,
+        A2C, "advantage/CartPole-v1", {**NET, "policy": "MlpLstmPolicy", "policy_kwargs": REMEMBERING_ALL, "n_envs": 2, "seeds": 2}, 80, 40,
     ),
     "PPO, masked, 2 seeds": (MaskablePPO, "test/Masked-v0", {**ON, "n_envs": 2, "seeds": 2}, 128, 74),
+    "A2C, masked, remembering": (
+        A2C, "test/Masked-v0", {**NET, "policy": "MlpLstmPolicy", "policy_kwargs": REMEMBERING_ALL, "n_envs": 2}, 80, 46,
+    ),
+    "TRPO, masked": (TRPO, "test/Masked-v0", {**NET, "n_steps": 16, "batch_size": 16}, 64, 23),
+    "REINFORCE, masked": (REINFORCE, "test/Masked-v0", {**NET, "train_freq": 16, "n_envs": 2}, 96, 50),
     "CrossQ, JAX, 2 seeds": (CrossQ, "advantage/Pendulum-v1", {**CONTROL, "seeds": 2}, 96, 48),
 }  # fmt: skip
 

@@ -118,7 +118,7 @@ def scripted(monkeypatch):
     def make(returns, **arguments):
         left = iter(returns)
 
-        def evaluate(model, env, *rest):
+        def evaluate(model, env, *rest, **options):
             row = np.full((1, 2), float(next(left)))
             return Episodes(row, row.astype(np.int64), row * np.nan)
 

@@ -80,7 +80,7 @@ class Config(eqx.Module):
     features_extractor: Callable[..., eqx.Module] | None = eqx.field(static=True, default=None)
     share_features_extractor: bool = eqx.field(static=True, default=True)  # between policy and value function
     recurrence: Recurrence | None = eqx.field(static=True, default=None)  # of policies that remember
-    optimizer: Optimizer | None = eqx.field(static=True, default=None)  # function of the learning rate; None: as use_rms_prop says
+    optimizer: Optimizer | None = eqx.field(static=True, default=None)  # of the learning rate; None: as use_rms_prop says
     network: Callable[..., Any] = eqx.field(static=True, default=actor_critic)
     loss: Callable[..., tuple[Array, Metrics]] = eqx.field(static=True, default=loss)
 

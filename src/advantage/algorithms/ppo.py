@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from advantage.equations.distributions import Key
-from advantage.equations.divergence import adapted, check_adapted, followed
+from advantage.equations.divergence import ADAPTED, adapted, check_adapted, followed
 from advantage.equations.noise import HeldNoise
 from advantage.equations.objectives import (
     clipped_surrogate,
@@ -165,7 +165,7 @@ class State(NamedTuple):
     network: ActorCritic
     optimizer: PyTree
     n_updates: Array  # epochs so far, as SB3 counts
-    factors: dict[str, Array]  # of what adapts to the KL
+    factors: dict[str, Array]  # of what can adapt to the KL
     key: Array
 
 
@@ -173,7 +173,7 @@ def init(config: Config, spec: Spec, key: Key) -> State:
     """A fresh agent."""
     network_key, features_key, key = jax.random.split(key, 3)
     network = fresh_network(config, spec, network_key, features_key)
-    factors = {config.adapts: jnp.float32(1.0)}
+    factors = {name: jnp.float32(1.0) for name in ADAPTED}
     return State(network, optimisers.init(config.optimizer, network), jnp.int32(0), factors, key)
 
 

@@ -97,20 +97,20 @@ class HostDriver:
 
     @property
     def state(self) -> Any:
-        """The agents `[S, ...]`; what is large is not copied, and donated by the next update."""
+        """The agents `[S, ...]`; what is large is not copied; off-policy the next update takes it."""
         return None if self._layout is None else self._unpacked()[0]
 
     @state.setter
     def state(self, state: Any) -> None:
         held = (state, self._unpacked()[1])
-        # The next update donates large arrays of JAX: a copy of the memory would need its room twice.
+        # The next update may take large arrays of JAX: a copy of the memory would need its room twice.
         packed = self._layout.pack(held, np)
         self._arrays = tuple(x if isinstance(x, jax.Array) else jnp.array(x) for x in packed)
         self.version += 1
 
     @property
     def memory(self) -> Any:
-        """The memories `[S, ...]`; what is large is donated by the next update."""
+        """The memories `[S, ...]`; the next update takes what is large."""
         return self._unpacked()[1]
 
     def _unpacked(self) -> tuple[Any, Any]:
@@ -125,7 +125,7 @@ class HostDriver:
         self._ahead, self._together = np.zeros(self.num_seeds, np.int64), True
 
     def seed_state(self, seed_index: int) -> Any:
-        """One seed's agent; a copy, since an update donates what it is given."""
+        """One seed's agent; a copy, since an update may take what it is given."""
         return jax.tree.map(lambda x: np.array(np.asarray(x)[seed_index]), self.state)
 
     def recent(self, seed_index: int) -> Recent:

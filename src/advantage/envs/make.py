@@ -13,7 +13,7 @@ from advantage.envs.check import check_env
 from advantage.envs.jax import check_mask, is_jax_env, is_ours, make_jax
 from advantage.envs.native import EnvPool
 from advantage.envs.recorder import recorded
-from advantage.envs.single import make_gymnasium
+from advantage.envs.single import make_gymnasium, refuse_vector_masks
 from advantage.envs.subproc import SubprocVecEnv
 from advantage.envs.vec_env import DummyVecEnv, make_at_once
 from advantage.envs.vector import HostEnvs, SyncEnvs, VectorEnvs
@@ -48,6 +48,8 @@ def resolve_env(env: Any, n_envs: int, vec_env: str = "sync") -> Any:
             env = (SubprocVecEnv if vec_env == "async" else DummyVecEnv)([make] * n_envs)
     elif isinstance(env, gymnasium.Env):
         env = _wrap(env)
+    if isinstance(env, gymnasium.vector.VectorEnv):
+        refuse_vector_masks(env)
     if isinstance(env, SubprocVecEnv):
         check_env(RemoteEnv(env.host))
     else:

@@ -65,6 +65,8 @@ def is_masking_supported(env: Any) -> bool:
     """Whether every environment says which actions are legal: by a method `action_masks()`, JAX environments by
     `action_mask(env_state)`. Only actions that are choices, Discrete and MultiDiscrete, can be illegal."""
     env, _ = taken_off(env)
+    if isinstance(env, str):
+        raise TypeError(f"env={env!r} is an id: give the environment, such as gymnasium.make({env!r})")
     if is_jax_env(env):
         return hasattr(env, "action_mask")
     if isinstance(env, SubprocVecEnv):
@@ -79,6 +81,7 @@ def get_action_masks(env: Any) -> np.ndarray:
     The choices of MultiDiscrete components are side by side.
 
     Raises:
+        TypeError: an id and no environment.
         ValueError: the environment does not say, or says it of another number of choices.
     """
     env, _ = taken_off(env)
@@ -95,7 +98,7 @@ def require_masks(env: Any, who: str) -> None:
     """Raise `ValueError` unless every environment says which actions are legal."""
     if not is_masking_supported(env):
         raise ValueError(
-            f"{who}: env={env!r} does not say which actions are legal: give it a method action_masks(), wrap it in"
+            f"{who}: env={getattr(env, 'envs', [env])[0]!r} does not say which actions are legal: give it a method action_masks(), wrap it in"
             " ActionMasker(env, function), or use PPO; only Discrete and MultiDiscrete actions can be illegal"
         )
 
@@ -106,15 +109,21 @@ def given_masks(masks: Any, space: Space, count: int) -> np.ndarray:
     Raises:
         ValueError: they are not one for each choice, or nothing is legal.
     """
-    choices, masks = sum(space.n), np.asarray(masks, bool)
+    choices = sum(space.n)
     if not choices:
         raise ValueError(f"action_masks is for Discrete and MultiDiscrete actions, not {space.to_gymnasium()}: leave it out")
-    if masks.size != count * choices:
+    if isinstance(masks, np.ndarray) and masks.shape not in [(count, choices), (choices,) * (count == 1)]:
         raise ValueError(
             f"action_masks has shape {masks.shape}: expected ({count}, {choices}), an entry for each choice of"
             f" {space.to_gymnasium()}"
         )
-    rows = masks.reshape(count, choices)
+    each = [masks] if count == 1 else masks
+    if len(each) != count:
+        raise ValueError(f"action_masks has {len(each)} rows for {count} observations: give one for each")
+    try:
+        rows = np.stack([mask_row(mask, choices) for mask in each])
+    except ValueError as error:
+        raise ValueError(f"action_masks: {error}") from None
     if not (allowed := legal(rows, space.n)).all():
         raise ValueError(f"action_masks allows no action in row {int(np.argmin(allowed.all(axis=1)))}: leave one legal")
     return rows

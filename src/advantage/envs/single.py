@@ -46,6 +46,15 @@ def has_masks(env: Any) -> bool:
     return isinstance(env, gymnasium.Env) and env.has_wrapper_attr("action_masks")
 
 
+def refuse_vector_masks(env: Any) -> None:
+    """Raise `ValueError` for a `gymnasium.vector` environment whose members have masks: it has no way to hand them on."""
+    if any(map(has_masks, getattr(env, "envs", ()))):
+        raise ValueError(
+            f"env is a {type(env).__name__} of environments with action_masks(), which it does not hand on: give"
+            " make_vec_env(function, n_envs=...), with vec_env='async' for processes"
+        )
+
+
 def mask_row(answer: Any, choices: int) -> np.ndarray:
     """Legal actions of one environment as a row `[choices]`; those of components may be side by side, or a tuple.
 
@@ -53,10 +62,12 @@ def mask_row(answer: Any, choices: int) -> np.ndarray:
         ValueError: there are more or fewer of them.
     """
     parts = answer if isinstance(answer, tuple | list) else (answer,)
-    row = np.concatenate([np.asarray(part, bool).reshape(-1) for part in parts])
+    row = np.concatenate([np.asarray(part).reshape(-1) for part in parts])
     if row.size != choices:
         raise ValueError(f"it returned {row.size} entries: return {choices}, one for each choice")
-    return row
+    if row.dtype.kind not in "bui" and not np.isin(row, (0, 1)).all():
+        raise ValueError(f"it returned {row}: return True where an action is legal, else False")
+    return row.astype(bool)
 
 
 def silence_passive_checker(env: Any) -> None:

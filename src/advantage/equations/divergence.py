@@ -34,7 +34,7 @@ def adapted(config: Any, factors: Mapping[str, Float[Array, ""]]) -> Any:
     """The config with what follows the KL multiplied by its factor, where anything does."""
     if config.desired_kl is None:
         return config
-    return dataclasses.replace(config, **{name: getattr(config, name) * factor for name, factor in factors.items()})
+    return dataclasses.replace(config, **{config.adapts: getattr(config, config.adapts) * factors[config.adapts]})
 
 
 def followed(config: Any, factors: Mapping[str, Float[Array, ""]], kl: Float[Array, ""]) -> dict[str, Float[Array, ""]]:
@@ -42,7 +42,7 @@ def followed(config: Any, factors: Mapping[str, Float[Array, ""]], kl: Float[Arr
     beyond, change, least, most = ADAPTED[config.adapts]
     too_large, too_small = kl > beyond * config.desired_kl, kl < config.desired_kl / beyond
     step = jnp.where(too_large, change, jnp.where(too_small, 1.0 / change, 1.0))
-    return {name: jnp.clip(factor * step, least, most) for name, factor in factors.items()}
+    return {**factors, config.adapts: jnp.clip(factors[config.adapts] * step, least, most)}
 
 
 def check_adapted(config: Any, penalised: bool) -> None:
