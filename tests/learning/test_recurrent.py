@@ -22,17 +22,17 @@ def test_recurrent_sac_recalls():
     assert min(scores) > 0.8, scores
 
 
-SMALL = {"net_arch": [16], "lstm_hidden_size": 16, "sequence_length": 8}
+SMALL = {"net_arch": [16], "lstm_hidden_size": 16}
 ON_POLICY = {
-    PPO: (10_000, {"n_steps": 32, "batch_size": 64, "learning_rate": 3e-3}),
-    A2C: (30_000, {"n_steps": 8, "learning_rate": 3e-3, "use_rms_prop": False}),
+    PPO: (10_000, {"n_steps": 32, "batch_size": 64, "learning_rate": 3e-3}, SMALL | {"sequence_length": 8}),
+    A2C: (30_000, {"n_steps": 8, "learning_rate": 3e-3, "use_rms_prop": False}, SMALL),
 }
 
 
 @pytest.mark.parametrize("face", ON_POLICY, ids=lambda face: face.__name__)
 def test_on_policy_recalls(face):
     """The same on-policy, three seeds each: a policy that forgets gets 0."""
-    steps, settings = ON_POLICY[face]
-    model = face("MlpLstmPolicy", ENV, n_envs=8, seeds=3, seed=0, gamma=0.9, policy_kwargs=SMALL, **settings)
+    steps, settings, words = ON_POLICY[face]
+    model = face("MlpLstmPolicy", ENV, n_envs=8, seeds=3, seed=0, gamma=0.9, policy_kwargs=words, **settings)
     scores = evaluate_every_seed(model.learn(steps), ENV, 40, seed=1).returns.mean(axis=1)
     assert min(scores) > 0.8, scores
