@@ -383,8 +383,10 @@ class Model:
         mask = None if action_masks is None else given_masks(action_masks, spec.action, batch)
         config = undisturbed(self._config)
         with self._on_device():
-            fresh = algorithm.initial_carry(config, spec, batch)
-            state = fresh if state is None else _continued(state, fresh, batch)
+            if state is None:
+                state = algorithm.initial_carry(config, spec, batch)
+            else:
+                _check_carry(state, _carry_shapes(algorithm, config, spec, batch), batch)
             act = _acting_program(algorithm, config, not deterministic)
             self._set(_predictions=self._predictions + 1)
             actor = self._actor(seed_index).inner if inner else self._actor(seed_index)
@@ -1005,7 +1007,7 @@ def _check_recurrent_words(policy: str, policy_kwargs: Mapping[str, Any], algori
             "policy_kwargs['burn_in'] is for policies that learn from a replay; here every sequence begins with what was"
             " remembered when it was acted: leave it out"
         )
-    if "sequence_length" in words and not {"batch_size", "learning_starts"} & _field_names(algorithm.Config):
+    if "sequence_length" in words and "batch_size" not in _field_names(algorithm.Config):
         raise ValueError(
             "policy_kwargs['sequence_length'] is for policies that learn in minibatches; here a sequence is as long as"
             " n_steps: leave it out"
@@ -1043,17 +1045,22 @@ def _changed_fields(algorithm: Any, header: Mapping[str, Any], policy_kwargs: Ma
     return network_fields(config_class, words)
 
 
-def _continued(state: PyTree, fresh: PyTree, batch: int) -> PyTree:
-    """What a policy remembers; raises `ValueError` unless `predict` gave it, for as many environments."""
-    if jax.tree.structure(state) != jax.tree.structure(fresh):
+@functools.lru_cache(maxsize=64)  # asked for at every `predict` that goes on
+def _carry_shapes(algorithm: Any, config: Any, spec: Spec, batch: int) -> PyTree:
+    """Structure and shapes of what a policy remembers of `batch` environments."""
+    return jax.eval_shape(lambda: algorithm.initial_carry(config, spec, batch))
+
+
+def _check_carry(state: PyTree, expected: PyTree, batch: int) -> None:
+    """Raise `ValueError` unless `predict` returned what a policy remembers, of as many environments as observations."""
+    if jax.tree.structure(state) != jax.tree.structure(expected):
         raise ValueError("state is not what predict returned: hand that on, or give state=None to begin anew")
     sizes = {x.shape[0] for x in jax.tree.leaves(state) if np.ndim(x)} - {batch}
-    given, expected = ([np.shape(x) for x in jax.tree.leaves(tree)] for tree in (state, fresh))
-    if not sizes and given != expected:
-        raise ValueError(f"state has arrays {given}, and this policy's {expected}: it is of another model")
+    given, wanted = ([np.shape(x) for x in jax.tree.leaves(tree)] for tree in (state, expected))
+    if not sizes and given != wanted:
+        raise ValueError(f"state has arrays {given}, and this policy's {wanted}: it is of another model")
     if sizes:
         raise ValueError(f"state is of {min(sizes)} environments, observation of {batch}: give state=None to begin anew")
-    return state
 
 
 def _device(name: Any) -> jax.Device:

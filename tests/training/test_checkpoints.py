@@ -49,8 +49,8 @@ ON = {"n_steps": 16, "batch_size": 16, "n_epochs": 2, "learning_rate": "lin_1e-3
 OFF = {"learning_starts": 30, "buffer_size": 100, "batch_size": 8, "train_freq": 4, "exploration_fraction": 1.0, **NET}
 CONTROL = {"learning_starts": 20, "buffer_size": 90, "batch_size": 8, "train_freq": 4, **NET}
 DRIFT = OrnsteinUhlenbeckActionNoise(0.0, 0.3, dt=0.2)  # lasts longer than a chunk
-REMEMBERING = {"net_arch": [8], "lstm_hidden_size": 6, "sequence_length": 5}
-REMEMBERING_ALL = {name: value for name, value in REMEMBERING.items() if name != "sequence_length"}  # A2C learns along n_steps
+REMEMBERING_ALL = {"net_arch": [8], "lstm_hidden_size": 6}  # A2C learns along n_steps
+REMEMBERING = REMEMBERING_ALL | {"sequence_length": 5}
 PER = {"replay_buffer_class": PrioritizedReplayBuffer, "replay_buffer_kwargs": {"alpha": 0.7}}
 
 

@@ -18,7 +18,7 @@ from advantage.memory.rollout import check_sequences, estimates, flat_rows, poli
 from advantage.networks import optimisers
 from advantage.networks.actor_critic import Actor, ActorCritic, Architecture, actor_critic
 from advantage.networks.mlp import Activation
-from advantage.networks.optimisers import Optimizer, adam_ppo, descend, rmsprop_a2c
+from advantage.networks.optimisers import Optimizer, adam_ppo, descend, named
 from advantage.networks.recurrent import Recurrence
 from advantage.networks.sampling import act_sampling as act  # samples from the policy
 from advantage.networks.sampling import check_sde, fresh_network, sampling_carry
@@ -112,7 +112,8 @@ def optimiser(config: Config) -> Optimizer:
     """What the network descends by."""
     if config.optimizer is not None:
         return config.optimizer
-    return rmsprop_a2c(config.rms_prop_eps) if config.use_rms_prop else adam_ppo
+    # Torch's, as in SB3: epsilon beside the root, and a mean square that begins at 0.
+    return named("rmsprop", (("eps", config.rms_prop_eps),)) if config.use_rms_prop else adam_ppo
 
 
 def init(config: Config, spec: Spec, key: Key) -> State:

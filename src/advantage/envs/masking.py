@@ -98,8 +98,8 @@ def require_masks(env: Any, who: str) -> None:
     """Raise `ValueError` unless every environment says which actions are legal."""
     if not is_masking_supported(env):
         raise ValueError(
-            f"{who}: env={getattr(env, 'envs', [env])[0]!r} does not say which actions are legal: give it a method action_masks(), wrap it in"
-            " ActionMasker(env, function), or use PPO; only Discrete and MultiDiscrete actions can be illegal"
+            f"{who}: env={getattr(env, 'envs', [env])[0]!r} does not say which actions are legal: give it a method"
+            " action_masks(), wrap it in ActionMasker(env, function), or use PPO; only Discrete and MultiDiscrete actions can be illegal"
         )
 
 

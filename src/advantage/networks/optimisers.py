@@ -42,16 +42,6 @@ def adam_crossq(learning_rate: Scalar) -> optax.GradientTransformation:
     return optax.adam(learning_rate, b1=0.5, eps=1e-8)
 
 
-@functools.cache  # one function for each epsilon: programs are compiled for it
-def rmsprop_a2c(eps: float) -> Optimizer:
-    """RMSProp as torch and SB3's A2C have it: epsilon beside the root, and a mean square that begins at 0.
-
-    Hinton (2012), http://www.cs.toronto.edu/~tijmen/csc321/slides/lecture_slides_lec6.pdf. TensorFlow's, under the
-    root and from 1 on, is `named("rmsproptflike")`.
-    """
-    return functools.partial(optax.rmsprop, decay=0.99, eps=eps, eps_in_sqrt=False)
-
-
 @functools.cache
 def named(name: str, options: tuple[tuple[str, object], ...] = ()) -> Optimizer:
     """An optimiser by its torch or optax name, with torch's or optax's options.
