@@ -37,7 +37,7 @@ from advantage.drivers.host import HostDriver
 from advantage.drivers.snapshot import memory as memory_of
 from advantage.envs.goal_rewards import GoalRewards
 from advantage.envs.jax import is_jax_env
-from advantage.envs.masking import given_masks, require_masks
+from advantage.envs.masking import given_masks, require_masks, spec_of
 from advantage.envs.make import host_envs, is_gymnasium_id, reserve_threads, resolve_env
 from advantage.envs.normalise import VecNormalize, taken_off
 from advantage.envs.running import is_normalised
@@ -459,6 +459,7 @@ class Model:
             "policy": self.policy_name,
             "observation_space": _plain_space(self._require_spec().observation),
             "action_space": _plain_space(self._spec.action),
+            "masked": self._spec.masked,
             "env_id": self.env_id,
             "env_plain": self._env_plain,
             "counters": {"num_timesteps": self.num_timesteps, "stop": self._stop, "seeds": self.num_seeds},
@@ -523,7 +524,7 @@ class Model:
         stored = undescribe(model._config, header["config"], header["callables"], fields)
         stored |= {k: undescribe_schedule(v) for k, v in header["schedules"].items()}
         config, schedules = configured(model._config, {}, {**stored, **fields})
-        spec = Spec(_space(header["observation_space"]), _space(header["action_space"]))
+        spec = Spec(_space(header["observation_space"]), _space(header["action_space"]), bool(header.get("masked")))
         template = jax.eval_shape(lambda: _initial_state(model.algorithm, config, spec, seeds))
         model._set(
             _config=config, _schedules=schedules, _spec=spec, _state=restored(template, arrays, "the file"),
@@ -617,7 +618,7 @@ class Model:
             given = getattr(env, "first_seed", None)
             self._set(seed=int(np.random.SeedSequence().generate_state(1)[0] >> 1) if given is None else given)
         jax_env = is_jax_env(env)
-        spec = env.spec if jax_env else _host_spec(env)
+        spec = spec_of(env)
         count = n_envs if jax_env else env.num_envs
         self._check(spec, count, jax_env)
         algorithm = taking(self.algorithm, wrapper, spec.observation, self._spec is not None)
@@ -960,12 +961,6 @@ def _env_id(env: Any) -> str | None:
     """The id an environment was made by, where it has one."""
     first = env.envs[0] if isinstance(env, DummyVecEnv) else env
     return getattr(first, "id", None) or getattr(getattr(first, "spec", None), "id", None)
-
-
-def _host_spec(env: Any) -> Spec:
-    if isinstance(env, gymnasium.vector.VectorEnv):
-        return Spec.from_gymnasium(env.single_observation_space, env.single_action_space)
-    return Spec.from_gymnasium(env.observation_space, env.action_space)
 
 
 def _known_policy(policy: Any, face: type[Model]) -> str:

@@ -122,6 +122,12 @@ class Spec:
 
     observation: Space
     action: Space
+    masked: bool = False  # whether it says which actions are legal
+
+    @property
+    def choices(self) -> int:
+        """Entries of a mask of legal actions; 0: there are none."""
+        return sum(self.action.n) if self.masked else 0
 
     @staticmethod
     def from_gymnasium(observation_space: gymnasium.Space, action_space: gymnasium.Space) -> Spec:
@@ -155,6 +161,7 @@ class TimeStep(NamedTuple):
     truncated: Array  # [N] bool: the episode was cut; the final state still has a value
     final_obs: PyTree  # [N, ...]
     valid: Array | None = None  # [N] bool; None: all are
+    final_mask: Array | None = None  # [N, actions] bool: what was legal in `final_obs`; read where an episode was truncated
 
 
 class Chunk(NamedTuple):
@@ -177,6 +184,8 @@ class Chunk(NamedTuple):
     last_obs: PyTree  # [N, ...]: what the policy saw after the last row
     carry: PyTree = ()  # the policy's carry before the first row
     behaviour_log_prob: Array | None = None  # [T, N]
+    final_mask: Array | None = None  # [T, N, actions] bool: what was legal in `final_obs`, read where that is
+    last_mask: Array | None = None  # [N, actions] bool: what was legal in `last_obs`
 
 
 Metrics = dict[str, Array]
@@ -225,6 +234,26 @@ def successor(chunk: Chunk) -> PyTree:
         return following
     done = chunk.terminated | chunk.truncated
     return jax.tree.map(lambda f, n: jnp.where(_like(done, n), f, n), chunk.final_obs, following)
+
+
+def legal_now(chunk: Chunk) -> Bool[Array, "T N A"] | None:
+    """Which actions were legal in `obs`; None: nobody said."""
+    return None if chunk.action_mask is None else _some(chunk.action_mask)
+
+
+def legal_next(chunk: Chunk) -> Bool[Array, "T N A"] | None:
+    """Which actions are legal in what followed each action (see `successor`); None: nobody said."""
+    if chunk.action_mask is None:
+        return None
+    following = _shift(chunk.action_mask, chunk.last_mask)
+    if chunk.final_mask is not None:
+        following = jnp.where((chunk.terminated | chunk.truncated)[..., None], chunk.final_mask, following)
+    return _some(following)
+
+
+def _some(mask: Bool[Array, "*batch A"]) -> Bool[Array, "*batch A"]:
+    # Where nothing is legal nothing is chosen, but a maximum over nothing is no number.
+    return mask | ~jnp.any(mask, axis=-1, keepdims=True)
 
 
 def successor_values(

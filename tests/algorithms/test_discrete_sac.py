@@ -30,15 +30,45 @@ def batch_of(size=8):
     return Batch(*map(jnp.asarray, (obs, action, reward, discount, after)))
 
 
-def test_soft_value_by_hand(state):
-    """The expectation over all actions of the lower critic and the entropy bonus, in float64."""
+MASKS = np.array([[1, 1, 1], [1, 0, 1], [0, 1, 1], [0, 0, 1]] * 2, bool)
+
+
+@pytest.mark.parametrize("mask", [None, MASKS])
+def test_soft_value_by_hand(state, mask):
+    """The expectation over all legal actions of the lower critic and the entropy bonus, in float64."""
     batch, alpha = batch_of(), 0.3
-    value, entropy = discrete_sac.soft_value(state.actor, state.critics, jnp.float32(alpha), batch.obs)
-    logits = np.asarray(state.actor(batch.obs).logits, np.float64)
-    p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    q = np.asarray(state.critics(batch.obs), np.float64).min(axis=0)
-    np.testing.assert_allclose(value, (p * (q - alpha * np.log(p))).sum(axis=1), rtol=1e-5)
-    np.testing.assert_allclose(entropy, -(p * np.log(p)).sum(axis=1), rtol=1e-5)
+    given = None if mask is None else jnp.asarray(mask)
+    value, entropy = discrete_sac.soft_value(state.actor, state.critics, jnp.float32(alpha), batch.obs, given)
+    p = np.exp(np.asarray(state.actor(batch.obs).logits, np.float64)) * (1.0 if mask is None else mask)
+    p /= p.sum(axis=1, keepdims=True)
+    q, log = np.asarray(state.critics(batch.obs), np.float64).min(axis=0), np.log(np.where(p > 0, p, 1.0))
+    np.testing.assert_allclose(value, (p * (q - alpha * log)).sum(axis=1), rtol=1e-5)
+    np.testing.assert_allclose(entropy, -(p * log).sum(axis=1), rtol=1e-5, atol=1e-6)
+
+
+def test_a_gradient_step_with_masks(state):
+    """Both losses see the masks of their own states, and half the entropy that is possible is the target."""
+    batch = batch_of()._replace(mask=jnp.asarray(MASKS), next_mask=jnp.asarray(MASKS[::-1].copy()))
+    after, metrics, errors = jax.jit(lambda s, b: discrete_sac.learn(SMALL, s, b))(state, batch)
+    alpha = jnp.exp(state.log_alpha)
+    next_value, _ = discrete_sac.soft_value(state.actor, state.target_critics, alpha, batch.next_obs, batch.next_mask)
+    target = batch.reward + batch.discount * next_value
+    found = np.asarray(state.critics(batch.obs))[:, np.arange(8), np.asarray(batch.action)]
+    np.testing.assert_allclose(errors, np.abs(found - np.asarray(target)).mean(axis=0), rtol=1e-5)
+    value, entropy = discrete_sac.soft_value(state.actor, after.critics, alpha, batch.obs, batch.mask)
+    np.testing.assert_allclose(metrics["train/actor_loss"], -jnp.mean(value), rtol=1e-5)
+    wanted = 0.5 * np.log(MASKS.sum(axis=1))
+    expected = -np.log(alpha) * (wanted - np.asarray(entropy)).mean()
+    np.testing.assert_allclose(metrics["train/ent_coef_loss"], expected, rtol=1e-4, atol=1e-6)
+    assert np.isfinite(metrics["train/entropy"])
+
+
+def test_where_one_action_is_legal_the_temperature_stays(state):
+    """No policy could be less certain: a target above what is possible would raise the temperature for ever."""
+    only = jnp.asarray(np.eye(3, dtype=bool)[np.arange(8) % 3])
+    batch = batch_of()._replace(mask=only, next_mask=only)
+    after, _, _ = jax.jit(lambda s, b: discrete_sac.learn(SMALL, s, b))(state, batch)
+    np.testing.assert_allclose(after.log_alpha, state.log_alpha, atol=1e-6)
 
 
 def test_critics_are_judged_at_the_action_taken(state):

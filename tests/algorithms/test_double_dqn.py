@@ -44,10 +44,22 @@ def test_errors_by_chance_do_not_add_up():
     """Ten actions worth 0, and two networks that are wrong by standard normal errors: the greatest is 1.54 on average."""
     noise = jax.random.normal(jax.random.PRNGKey(0), (2, 20_000, 10))
     greedy, double = (
-        one(table(noise[0]), table(noise[1]), jnp.arange(20_000)) for one in (dqn.greedy_value, double_value)
+        one(table(noise[0]), table(noise[1]), jnp.arange(20_000), None) for one in (dqn.greedy_value, double_value)
     )
     np.testing.assert_allclose(jnp.mean(greedy), 1.5388, atol=0.02)
     np.testing.assert_allclose(jnp.mean(double), 0.0, atol=0.03)
+
+
+def test_what_followed_is_worth_its_best_legal_action():
+    """Values 1, 2, 3 judged by 30, 20, 10, and masks that leave all, the first two, or the last."""
+    online, target = table([[1.0, 2.0, 3.0]] * 3), table([[30.0, 20.0, 10.0]] * 3)
+    mask, rows = jnp.asarray([[True, True, True], [True, True, False], [False, False, True]]), jnp.arange(3)
+    assert dqn.greedy_value(online, target, rows, mask).tolist() == [30, 30, 10]
+    assert double_value(online, target, rows, mask).tolist() == [10, 20, 10]
+    batch = Batch(rows, jnp.zeros(3, jnp.int32), jnp.zeros(3), jnp.ones(3), rows, None, mask)
+    for bootstrap, expected in ((dqn.greedy_value, [29, 29, 9]), (double_value, [9, 19, 9])):
+        error, _ = dqn.td_error(dqn.Config(bootstrap=bootstrap), online, target, batch)
+        assert (-error).tolist() == expected
 
 
 def test_a_gradient_step_has_its_target():

@@ -254,7 +254,7 @@ def same(ours, theirs):
 @pytest.fixture(scope="session")
 def toys():
     """What this file defines."""
-    learners = {"ppo": ppo, "dqn": dqn, "sac": sac, "td3": td3, "ddpg": ddpg, "discrete_sac": discrete_sac, "tqc": tqc, "crossq": crossq}
+    learners = {"ppo": ppo, "dqn": dqn, "double": dqn, "sac": sac, "td3": td3, "ddpg": ddpg, "discrete_sac": discrete_sac, "tqc": tqc, "crossq": crossq}
     learners |= {"a2c": a2c, "trpo": trpo, "reinforce": reinforce}
     agents = {name: agent_of(algorithm) for name, algorithm in learners.items()}
     agents["recorder"] = Agent(Recorder, Recorder.update, empty_chunk)

@@ -6,6 +6,7 @@
 import dataclasses
 import itertools
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 
 from advantage import DQN, SubprocVecEnv, make_vec_env
 from advantage.algorithms import a2c, crossq, ddpg, discrete_sac, dqn, ppo, reinforce, sac, td3, tqc, trpo
+from advantage.algorithms.double_dqn import double_value
 from advantage.drivers.fused import FusedDriver
 from advantage.drivers.host import HostDriver
 from advantage.envs.probes import Endings, TimeLimitLoop
@@ -21,6 +23,8 @@ from advantage.equations.objectives import chosen
 from advantage.memory import uniform
 from advantage.networks.batch_norm import evaluated
 from advantage.networks.continuous import Widths
+from advantage.networks.discrete import discrete_critics
+from advantage.networks.q_network import q_network
 from advantage.types import Agent, Chunk, sanitise, successor
 
 HOST = ["sync", "same", "next", "disabled"]
@@ -41,6 +45,7 @@ LEARNERS = {
     "trpo": trpo.Config(n_steps=32, batch_size=32, learning_rate=0.03, **ON_POLICY),
     "reinforce": reinforce.Config(train_freq=8, learning_rate=0.03, max_grad_norm=10.0, **ON_POLICY),
     "dqn": dqn.Config(target_update_interval=64, net_arch=(), n_steps=2, **REPLAY),
+    "double": dqn.Config(target_update_interval=64, net_arch=(), n_steps=2, bootstrap=double_value, **REPLAY),
     "sac": sac.Config(ent_coef=0.0, **TARGETS, **REPLAY),  # entropy would add to the values
     "td3": td3.Config(**TARGETS, **REPLAY),
     "ddpg": ddpg.Config(action_noise=0.5, **TARGETS, **REPLAY),
@@ -197,8 +202,8 @@ def test_dummy_rows_are_invalid_and_alone(toys, kind):
         assert chunk.is_first[written, env][1:][~chunk.valid[written, env][:-1]].all()
 
 
-def learned(driver, name, seed, obs=None):
-    """The values of the five places, or of other observations."""
+def learned(driver, name, seed, obs=None, action=None):
+    """The values of the five places, or of other observations; of action values those of an `action` for each."""
     state, obs = jax.tree.map(jnp.asarray, driver.seed_state(seed)), jnp.eye(5) if obs is None else obs
     if name in CONTINUOUS:
         # Where the policy acts: critics that have seen nothing else are nowhere else right.
@@ -209,8 +214,10 @@ def learned(driver, name, seed, obs=None):
         values = critics(obs, action)  # of each critic, and of TQC's quantiles
         return np.asarray(values.mean(axis=(0, 2)) if name == "tqc" else values.mean(axis=0))
     if name == "discrete_sac":
-        return np.asarray(chosen(state.critics(obs).mean(axis=0), state.actor(obs).mode()))
-    return np.asarray(state.network.value(obs) if name in POLICY else state.network(obs).mean(axis=-1))
+        return np.asarray(chosen(state.critics(obs).mean(axis=0), state.actor(obs).mode() if action is None else action))
+    if name in POLICY:
+        return np.asarray(state.network.value(obs))
+    return np.asarray(state.network(obs).mean(axis=-1) if action is None else chosen(state.network(obs), action))
 
 
 LEARNED = [
@@ -245,10 +252,28 @@ class MaskedEndings(Endings):
         return state, transition._replace(reward=jnp.where(fine, transition.reward, -100.0))
 
 
-@pytest.mark.parametrize("kind,name", [*itertools.product(["sync", "jax"], POLICY), ("async", "ppo")])
+def optimistic(make):
+    """Networks to which what is never tried, and never may be, is worth 20: more than anything is."""
+    illegal = jnp.arange(5)[:, None] % 2 != jnp.arange(2)
+
+    def made(*arguments, **options):
+        network = make(*arguments, **options)
+        return eqx.tree_at(lambda x: x.head.weight, network, jnp.where(illegal, 20.0, network.head.weight))
+
+    return made
+
+
+MASKED = {name: LEARNERS[name] for name in POLICY} | {
+    "dqn": dataclasses.replace(LEARNERS["dqn"], network=optimistic(q_network)),
+    "double": dataclasses.replace(LEARNERS["double"], network=optimistic(q_network)),
+    "discrete_sac": dataclasses.replace(LEARNERS["discrete_sac"], critics=optimistic(discrete_critics)),
+}
+
+
+@pytest.mark.parametrize("kind,name", [*itertools.product(["sync", "jax"], MASKED), ("async", "ppo"), ("async", "dqn")])
 def test_masks_fit_at_every_ending(toys, kind, name):
     """An action legal in the first state of an episode may not be so in the last one of the episode before."""
-    config, agent = LEARNERS[name], getattr(toys, name)
+    config, agent = MASKED[name], getattr(toys, name)
     if kind == "async":
         driver = HostDriver(agent, SubprocVecEnv([toys.MaskedEndingsGym] * 2).host, 5)
         driver.init(config)
@@ -258,7 +283,7 @@ def test_masks_fit_at_every_ending(toys, kind, name):
     else:
         driver = driver_of(toys, kind, agent, config, 1, 2, MaskedEndings())
     list(driver.run(config, ZEROS | agent.algorithm.schedules(config), 0, STEPS[name] + 1))
-    found, truth = learned(driver, name, 0), Endings().value(np.eye(5), GAMMA)
+    found, truth = learned(driver, name, 0, action=jnp.arange(5) % 2), Endings().value(np.eye(5), GAMMA)
     np.testing.assert_allclose(found, truth, atol=0.2)
 
 

@@ -12,7 +12,7 @@ from advantage.types import Space, Spec
 
 BOX = Space("box", (2,), low=-np.inf, high=np.inf)
 PARTS = tuple((name, BOX) for name in ("achieved_goal", "desired_goal", "observation"))
-SPEC = Spec(Space("dict", parts=PARTS), Space("discrete", (), "int32", n=(9,), start=(0,)))
+SPEC = Spec(Space("dict", parts=PARTS), Space("discrete", (), "int32", n=(9,), start=(0,)), masked=True)
 
 
 def transitions(first, count):
@@ -20,7 +20,9 @@ def transitions(first, count):
     number = first + np.arange(count)
     obs = {name: np.stack([number, number + k], axis=1).astype(np.float32) for k, (name, _) in enumerate(PARTS)}
     next_obs = {name: x + 0.5 for name, x in obs.items()}
-    return Transitions(obs, (number % 9).astype(np.int32), -number.astype(np.float32), number % 3 == 0, next_obs)
+    masks = [number[:, None] % np.arange(1, 10) == k for k in (0, 1)]
+    masks[1][:, 0] = True  # by which everything can be divided
+    return Transitions(obs, (number % 9).astype(np.int32), -number.astype(np.float32), number % 3 == 0, next_obs, *masks)
 
 
 @pytest.mark.usefixtures("strict")
@@ -41,6 +43,8 @@ def test_every_row_arrives_once(counts):
             np.testing.assert_array_equal(memory.next_obs[name][at], expected.next_obs[name])
         np.testing.assert_array_equal(memory.action[at], expected.action)
         np.testing.assert_array_equal(memory.reward[at], expected.reward)
+        np.testing.assert_array_equal(memory.mask[at], expected.mask)
+        np.testing.assert_array_equal(memory.next_mask[at], expected.next_mask)
     batch = uniform.sample(memory, jax.random.PRNGKey(0), 512, 3, 0.5)
     ended = np.asarray(-batch.reward) % 3 == 0  # rewards of one step are whole numbers of these
     np.testing.assert_array_equal(batch.reward, -batch.obs["achieved_goal"][:, 0])

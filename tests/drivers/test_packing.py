@@ -1,5 +1,7 @@
 """Arrays packed for the way into compiled programs and back."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -67,8 +69,9 @@ def test_unpacked_numpy_arrays_are_views():
 def test_programs_are_compiled_once_for_each_layout():
     """A layout is a constant of compiled programs: equal shapes must give the same object."""
     spec = Spec(Space("box", (4,), low=-1.0, high=1.0), Space("discrete", (), "int32", n=(2,), start=(0,)))
-    layout = rollout_layout(spec, 8, 2, 0)
-    assert rollout_layout(spec, 8, 2, 0) is layout and rollout_layout(spec, 8, 2, 2) is not layout
+    layout = rollout_layout(spec, 8, 2)
+    masked = dataclasses.replace(spec, masked=True)
+    assert rollout_layout(spec, 8, 2) is layout and rollout_layout(masked, 8, 2) is not layout
     traced = []
 
     @jax.jit

@@ -18,6 +18,7 @@ BOX = Space("box", (1,), low=-np.inf, high=np.inf)
 SPEC = Spec(
     Space("dict", parts=tuple((name, BOX) for name in ("achieved_goal", "desired_goal", "observation"))),
     Space("discrete", (), "int32", n=(9,), start=(0,)),
+    masked=True,
 )
 STRATEGIES = ("future", "final", "episode")
 
@@ -31,6 +32,11 @@ def observation(number, leading=()):
     """Nothing is shown twice: what was achieved tells when, and the environment's own goal is negative."""
     shown = {"observation": number, "achieved_goal": number + 0.5, "desired_goal": -number}
     return {name: np.full((*leading, 1), x, np.float32) for name, x in shown.items()}
+
+
+def legal(number):
+    """The masks `[..., 9]` of observations by their numbers `[...]`: no two that follow each other have the same."""
+    return np.nan_to_num(np.asarray(number))[..., None].astype(int) * np.array([3, 5, 7, 11, 13, 17, 19, 23, 29]) % 8 < 3
 
 
 class World:
@@ -77,7 +83,8 @@ class World:
                         final_obs[name][s, t, n] = x
                     ended.append((s, n, self.running[place], following, over))
                     self.running[place] = []
-        return Rollout(obs, None, action, reward, flags, final_obs), ended
+        masks = [legal(x["observation"][..., 0]) for x in (obs, final_obs)]
+        return Rollout(obs, masks[0], action, reward, flags, final_obs, masks[1]), ended
 
 
 EVENTS = st.sampled_from(["goes on"] * 6 + ["terminated", "truncated", "lost", "reset"])
@@ -105,6 +112,8 @@ def check(made, numbers, final, terminated, strategy):
     np.testing.assert_array_equal(made.obs["achieved_goal"][:, 0], np.array(numbers)[step] + 0.5)
     np.testing.assert_array_equal(made.next_obs["achieved_goal"][:, 0], following[step] + 0.5)
     np.testing.assert_array_equal(made.action, np.array(numbers)[step] % 9)
+    np.testing.assert_array_equal(made.mask, legal(np.array(numbers)[step]))
+    np.testing.assert_array_equal(made.next_mask, legal(following[step]))
     goal = made.obs["desired_goal"]
     np.testing.assert_array_equal(made.next_obs["desired_goal"], goal)
     reached = {number + 0.5: t for t, number in enumerate(following)}  # after which step

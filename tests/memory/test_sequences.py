@@ -15,7 +15,7 @@ from advantage.types import Chunk, Space, Spec
 
 pytestmark = pytest.mark.usefixtures("strict")
 T, N, C, DRAWS, BURN_IN, LENGTH, GAMMA = 4, 2, 9, 256, 2, 3, 0.9
-SPEC = Spec(Space("box", (1,), low=-np.inf, high=np.inf), Space("box", (1,), low=-1.0, high=1.0))
+SPEC = Spec(Space("box", (1,), low=-np.inf, high=np.inf), Space("discrete", (), "int32", n=(9,), start=(0,)), masked=True)
 
 push = jax.jit(uniform.push)
 sample = jax.jit(functools.partial(sample_windows, count=DRAWS, burn_in=BURN_IN, length=LENGTH))
@@ -24,6 +24,11 @@ sample = jax.jit(functools.partial(sample_windows, count=DRAWS, burn_in=BURN_IN,
 def empty():
     memory = uniform.init(SPEC, N, N * C)
     return memory._replace(carry=((jnp.zeros((N * C, 1)),),))
+
+
+def legal(number):
+    """The masks `[..., 9]` of observations by their numbers `[...]`, each of which has its own."""
+    return (np.nan_to_num(np.asarray(number))[..., None].astype(int) >> np.arange(9)) % 2 > 0
 
 
 class World:
@@ -49,11 +54,12 @@ class World:
         # Every row ends an episode for `successor`, which then reads `final_obs`: rows are as told apart as can be.
         ends = terminated | truncated | True
         truncated = ends & ~terminated
-        arrays = [jnp.asarray(x)[..., None] for x in (obs, action, following)]
+        arrays = [jnp.asarray(x)[..., None] for x in (obs, following)]
+        masks = [jnp.asarray(legal(x)) for x in (obs, following, np.full(N, np.nan))]
         flags = [jnp.asarray(x) for x in (first, terminated, truncated, valid)]
         chunk = Chunk(
-            arrays[0], flags[0], None, arrays[1], jnp.asarray(reward), flags[1], flags[2], flags[3], arrays[2],
-            jnp.full((N, 1), jnp.nan),
+            arrays[0], flags[0], masks[0], jnp.asarray(np.nan_to_num(action), jnp.int32), jnp.asarray(reward), *flags[1:],
+            arrays[1], jnp.full((N, 1), jnp.nan), final_mask=masks[1], last_mask=masks[2],
         )  # fmt: skip
         return chunk, ((jnp.asarray(carry)[..., None],),)
 
@@ -66,7 +72,8 @@ def assert_windows(batch, world):
     batch = jax.tree.map(np.asarray, batch)
     windows, following = batch.obs, batch.next_obs.following
     obs, ((carry,),) = windows.obs[..., 0], windows.carry
-    rows = {name: x.reshape(LENGTH, DRAWS) for name, x in batch._asdict().items() if name not in ("obs", "next_obs")}
+    rest = {name: x for name, x in batch._asdict().items() if name not in ("obs", "next_obs")}
+    rows = {name: x.reshape(LENGTH, DRAWS, *x.shape[1:]) for name, x in rest.items()}
     place = {row[0]: (n, i) for n, rows in enumerate(world.held()) for i, row in enumerate(rows)}
     assert set(obs[BURN_IN]) == set(place)
     total = 0
@@ -85,6 +92,8 @@ def assert_windows(batch, world):
             if j >= BURN_IN:
                 k = j - BURN_IN
                 assert (rows["reward"][k, b], rows["action"][k, b], following[k, b, 0]) == (reward, action, after)
+                assert rows["mask"][k, b].tolist() == legal(seen).tolist()
+                assert rows["next_mask"][k, b].tolist() == legal(after).tolist()
                 assert rows["discount"][k, b] == (0 if terminated else np.float32(GAMMA))
                 total += 1
     np.testing.assert_allclose(batch.weight[batch.weight > 0], LENGTH * DRAWS / total, rtol=1e-6)

@@ -1,5 +1,6 @@
 """The uniform ring: nothing sampled crosses an end, a gap or a head; everything valid can be drawn."""
 
+import dataclasses
 import functools
 
 import hypothesis
@@ -15,11 +16,17 @@ from advantage.types import Chunk, Space, Spec
 
 pytestmark = pytest.mark.usefixtures("strict")
 T, N, C, DRAWS, GAMMA = 4, 3, 7, 512, 0.9
-SPEC = Spec(Space("box", (1,), low=-np.inf, high=np.inf), Space("discrete", (), "int32", n=(9,), start=(0,)))
+SPEC = Spec(Space("box", (1,), low=-np.inf, high=np.inf), Space("discrete", (), "int32", n=(9,), start=(0,)), masked=True)
 KEY = jax.random.PRNGKey(0)
 
 push = jax.jit(uniform.push)
 sample = jax.jit(functools.partial(uniform.sample, batch_size=DRAWS), static_argnames="n_steps")
+
+
+def legal(obs):
+    """The mask `[..., 9]` of observations `[..., 1]`: no two that follow each other have the same; of some nothing is legal."""
+    number = np.nan_to_num(np.asarray(obs)).astype(int)
+    return (number * np.array([3, 5, 7, 11, 13, 17, 19, 23, 29]) % 8 < 3) & (number % 11 > 0)
 
 
 class World:
@@ -59,7 +66,8 @@ class World:
         arrays = jax.tree.map(jnp.asarray, x)
         last = jnp.asarray(last_obs)[:, None]
         final = final_obs if self.dense else None
-        return Chunk(obs=obs, action_mask=None, final_obs=final, last_obs=last, **arrays)
+        masks = {"action_mask": legal(obs), "last_mask": legal(last), "final_mask": None if final is None else legal(final)}
+        return Chunk(obs=obs, final_obs=final, last_obs=last, **arrays, **jax.tree.map(jnp.asarray, masks))
 
     def step(self, x, t, n, lost):
         if self.dummy[n] is not None:  # the invalid row of next-step autoreset
@@ -102,6 +110,9 @@ def assert_samples(memory, world, n_steps, key=KEY):
     known = {}
     for rows in world.held():
         known |= {row["obs"]: expected(rows, i, n_steps) for i, row in enumerate(rows)}
+    for obs, mask in ((batch.obs, batch.mask), (batch.next_obs, batch.next_mask)):
+        allowed = legal(obs)
+        np.testing.assert_array_equal(mask, np.where(allowed.any(axis=-1, keepdims=True), allowed, True))
     found = {}
     columns = (batch.obs[:, 0], batch.action, batch.reward, batch.discount, batch.next_obs[:, 0])
     for obs, action, *rest in zip(*columns, strict=True):
@@ -194,7 +205,7 @@ def test_invalid_rows_change_no_bit():
 
 def test_a_chunk_longer_than_the_ring():
     """Ten rows into a ring of 3: the newest stay, in order."""
-    memory = uniform.init(SPEC, 1, 3)
+    memory = uniform.init(dataclasses.replace(SPEC, masked=False), 1, 3)
     row = jnp.arange(10.0)[:, None]
     flags = jnp.zeros((10, 1), bool)
     chunk = Chunk(

@@ -157,6 +157,8 @@ RUNS = {
     ),
     "TRPO, masked": (TRPO, "test/Masked-v0", {**NET, "n_steps": 16, "batch_size": 16}, 64, 23),
     "REINFORCE, masked": (REINFORCE, "test/Masked-v0", {**NET, "train_freq": 16, "n_envs": 2}, 96, 50),
+    "DQN, masked, prioritised": (DQN, "test/Masked-v0", {**OFF, **PER, "n_steps": 3}, 200, 103),
+    "DiscreteSAC, masked, 2 seeds": (DiscreteSAC, "test/Masked-v0", {**CONTROL, "n_envs": 2, "seeds": 2}, 100, 54),
     "CrossQ, JAX, 2 seeds": (CrossQ, "advantage/Pendulum-v1", {**CONTROL, "seeds": 2}, 96, 48),
 }  # fmt: skip
 

@@ -32,12 +32,20 @@ LOGGED = {"learning_rate": "train/learning_rate"}
 
 
 def soft_value(
-    actor: CategoricalActor, critics: DiscreteCritics, alpha: Array, obs: PyTree
+    actor: CategoricalActor, critics: DiscreteCritics, alpha: Array, obs: PyTree, action_mask: Bool[Array, "B A"] | None
 ) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
-    """`(sum_a pi(a | s) (min_i Q_i(s, a) - alpha log pi(a | s)), entropy)`: no sampling (eq. 10 and 12)."""
-    log_probs = jax.nn.log_softmax(actor(obs).logits)
+    """`(sum_a pi(a | s) (min_i Q_i(s, a) - alpha log pi(a | s)), entropy)` over legal actions: no sampling (eq. 10 and 12)."""
+    policy = actor(obs) if action_mask is None else masked(actor(obs), action_mask)
+    log_probs = jax.nn.log_softmax(policy.logits)
     value = jnp.min(critics(obs), axis=0)
-    return jnp.sum(jnp.exp(log_probs) * (value - alpha * log_probs), axis=-1), actor(obs).entropy()
+    return jnp.sum(jnp.exp(log_probs) * (value - alpha * log_probs), axis=-1), policy.entropy()
+
+
+def half_entropy(actor: CategoricalActor, batch: Batch) -> Array | float:
+    """Half the entropy of all legal actions alike, of each state where masks say so: `target_entropy="auto"`."""
+    if batch.mask is None:
+        return 0.5 * math.log(actor.head.bias.shape[-1])
+    return 0.5 * jnp.log(jnp.sum(batch.mask, axis=-1).astype(jnp.float32))
 
 
 def taken_values(critics: DiscreteCritics, batch: Batch) -> Float[Array, "C B"]:
@@ -59,7 +67,7 @@ def actor_loss(
     config: "Config", actor: CategoricalActor, critics: DiscreteCritics, alpha: Array, batch: Batch
 ) -> tuple[Float[Array, ""], Float[Array, " B"]]:
     """`(minus the soft value, entropy)` (eq. 12), to be minimised."""
-    value, entropy = soft_value(actor, critics, alpha, batch.obs)
+    value, entropy = soft_value(actor, critics, alpha, batch.obs, batch.mask)
     return -jnp.mean(batch.weight * value), entropy
 
 
@@ -182,7 +190,7 @@ def schedules(config: Config) -> dict[str, Schedule]:
 def learn(config: Config, state: State, batch: Batch) -> tuple[State, Metrics, Float[Array, " B"]]:
     """One gradient step of critics, actor and temperature; of those whose gradients are finite."""
     alpha = temperature(config.ent_coef, state.log_alpha)
-    next_value, _ = soft_value(state.actor, state.target_critics, alpha, batch.next_obs)
+    next_value, _ = soft_value(state.actor, state.target_critics, alpha, batch.next_obs, batch.next_mask)
     target = td_target(batch.reward, batch.discount, next_value)
     (_, metrics), gradients = jax.value_and_grad(config.critic_loss, argnums=1, has_aux=True)(
         config, state.critics, target, batch
@@ -196,12 +204,7 @@ def learn(config: Config, state: State, batch: Batch) -> tuple[State, Metrics, F
     )
     actor, actor_optimizer, actor_applied = _descend(config, actor, gradients, state.optimizer.actor)
     log_alpha, alpha_optimizer, alpha_loss = temperature_step(
-        config,
-        state.log_alpha,
-        state.optimizer.alpha,
-        -entropy,
-        batch.weight,
-        0.5 * math.log(state.actor.head.bias.shape[-1]),
+        config, state.log_alpha, state.optimizer.alpha, -entropy, batch.weight, half_entropy(state.actor, batch)
     )
     due = (state.n_updates % config.target_update_interval == 0) & critics_applied
     targets = soft_update(state.target_critics, critics, jnp.where(due, config.tau, 0.0))

@@ -4,16 +4,18 @@ DQN in every other respect: `DQN("MlpPolicy", env, bootstrap=double_value)`, or 
 """
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 from advantage.equations.objectives import action_values
-from advantage.networks.q_network import ActionValues
+from advantage.networks.q_network import ActionValues, legal_values
 
 
-def double_value(network: ActionValues, target_network: ActionValues, obs: PyTree) -> Float[Array, " B"]:
+def double_value(
+    network: ActionValues, target_network: ActionValues, obs: PyTree, action_mask: Bool[Array, "B A"] | None
+) -> Float[Array, " B"]:
     """`Q'(s, argmax_a Q(s, a))`: one network chooses, the other judges (eq. 4).
 
     The greatest of values that are wrong by chance is too great. Where another network says what the chosen one is
     worth, the errors of both would have to agree.
     """
-    return action_values(target_network(obs), jnp.argmax(network(obs), axis=-1))
+    return action_values(target_network(obs), jnp.argmax(legal_values(network(obs), action_mask), axis=-1))

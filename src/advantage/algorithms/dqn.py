@@ -20,7 +20,7 @@ from advantage.memory.uniform import Batch
 from advantage.networks import optimisers
 from advantage.networks.mlp import Activation
 from advantage.networks.optimisers import Optimizer, adam, descend
-from advantage.networks.q_network import ActionValues, q_network
+from advantage.networks.q_network import ActionValues, legal_values, q_network
 from advantage.types import NONFINITE, Chunk, Metrics, Observed, Spec, require
 from advantage.types import to_env as to_env  # Discrete is shifted by its start
 
@@ -28,9 +28,11 @@ ACTION_SPACES = ("discrete",)
 LOGGED = {"learning_rate": "train/learning_rate", "exploration_rate": "rollout/exploration_rate"}
 
 
-def greedy_value(network: ActionValues, target_network: ActionValues, obs: PyTree) -> Float[Array, " B"]:
-    """`max_a Q'(s, a)`, what the target network says of the action it thinks best (Mnih et al., 2015)."""
-    return jnp.max(target_network(obs), axis=-1)
+def greedy_value(
+    network: ActionValues, target_network: ActionValues, obs: PyTree, action_mask: Bool[Array, "B A"] | None
+) -> Float[Array, " B"]:
+    """`max_a Q'(s, a)`, what the target network says of the legal action it thinks best (Mnih et al., 2015)."""
+    return jnp.max(legal_values(target_network(obs), action_mask), axis=-1)
 
 
 def td_error(
@@ -40,7 +42,7 @@ def td_error(
 
     V is `config.bootstrap`: of DQN `greedy_value`.
     """
-    next_value = config.bootstrap(network, target_network, batch.next_obs)
+    next_value = config.bootstrap(network, target_network, batch.next_obs, batch.next_mask)
     target = jax.lax.stop_gradient(td_target(batch.reward, batch.discount, next_value))
     value = action_values(network(batch.obs), batch.action)
     return value - target, value
@@ -60,7 +62,7 @@ def epsilon_greedy(
 ) -> Int[Array, " N"]:
     """The best legal action, or with probability epsilon any legal one, from one uniform draw each."""
     legal = jnp.ones(q.shape, bool) if action_mask is None else action_mask
-    best = jnp.argmax(jnp.where(legal, q, -jnp.inf), axis=-1)
+    best = jnp.argmax(legal_values(q, action_mask), axis=-1)
     drawn = jax.random.uniform(key, q.shape[:1])
     # Given that it fell below epsilon, drawn / epsilon is uniform again: it picks the action.
     choices = jnp.sum(legal, axis=-1).astype(jnp.float32)

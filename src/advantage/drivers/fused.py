@@ -21,7 +21,7 @@ from jaxtyping import Array, PyTree
 
 from advantage.drivers.common import Recent, Report, compiled_quickly, resolve, scheduled_values, streams
 from advantage.drivers.guard import not_finite
-from advantage.envs.jax import JaxEnv, check_threads, reset_envs, step_envs
+from advantage.envs.jax import JaxEnv, check_threads, reset_envs, spec_of, step_envs
 from advantage.equations.schedules import Schedule
 from advantage.equations.threefry import written_out
 from advantage.types import NONFINITE, Agent, Chunk, Observed, successor
@@ -81,7 +81,7 @@ class FusedDriver:
             seed_axis: `"devices"` (the default on a CPU) or `"vmap"` (elsewhere).
             devices: where to train; this process's by default.
         """
-        self.agent, self.env, self.spec, self.window = agent, env, env.spec, window
+        self.agent, self.env, self.spec, self.window = agent, env, spec_of(env), window
         self.num_seeds, self.num_envs = num_seeds, num_envs
         self.seeds = range(seed, seed + num_seeds)
         check_threads(env)
@@ -293,7 +293,7 @@ def _programs(setting: Setting, mesh: Mesh | None) -> Programs:
 
 def _init(setting: Setting, state: PyTree, keys: Array) -> Run:
     """A fresh run of an agent from its keys for initialising, acting and the environments."""
-    algorithm, config, spec = setting.agent.algorithm, setting.config, setting.env.spec
+    algorithm, config, spec = setting.agent.algorithm, setting.config, spec_of(setting.env)
     memory = setting.agent.init_memory(config, spec, setting.num_envs)
     carry = algorithm.initial_carry(config, spec, setting.num_envs)
     env_state, env_key, observed = _begin(setting, keys[2])
@@ -361,18 +361,18 @@ def _collect(
         episodes = run.episodes._replace(
             returns=jnp.where(done, 0.0, returns), lengths=jnp.where(done, 0, lengths)
         )
-        row = (run.observed, action, out.reward, out.terminated, out.truncated, out.final_obs)
+        row = (run.observed, action, out.reward, out.terminated, out.truncated, out.final_obs, out.final_mask)
         run = run._replace(
             carry=carry, key=jax.random.key_data(key), env_state=env_state, env_key=env_key, observed=out.observed, episodes=episodes
         )
         return run, (row, returns, lengths)
 
     run, (rows, returns, lengths) = jax.lax.scan(step, run, None, length=config.steps_per_update)
-    observed, action, reward, terminated, truncated, final_obs = rows
+    observed, action, reward, terminated, truncated, final_obs, final_mask = rows
     index = jnp.arange(reward.size, dtype=jnp.int32).reshape(reward.shape)
     chunk = Chunk(
         observed.obs, observed.is_first, observed.action_mask, action, reward, terminated, truncated,
-        index < left, final_obs, run.observed.obs, before,
+        index < left, final_obs, run.observed.obs, before, None, final_mask, run.observed.action_mask,
     )  # fmt: skip
     finite = _finite_rows(chunk)
     bad = jnp.min(jnp.where(chunk.valid & ~finite, index, jnp.iinfo(jnp.int32).max))

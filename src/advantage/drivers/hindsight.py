@@ -58,7 +58,7 @@ def packed_rows(spec: Spec, shape: tuple[int, int], made: Sequence[tuple[int, in
     Args:
         spec: of the environments.
         shape: seeds and environments `(S, N)`.
-        made: `(seed index, environment, transitions)`, whose `obs, action, reward, terminated, next_obs` are `[R, ...]`.
+        made: `(seed index, environment, transitions)` of `memory.goals.Hindsight`.
     """
     places: dict[tuple[int, int], list] = {}
     for s, n, transitions in made:
@@ -68,7 +68,7 @@ def packed_rows(spec: Spec, shape: tuple[int, int], made: Sequence[tuple[int, in
     rollouts, done = [], 0
     while done < most:
         length = min(max(SHORTEST, 1 << (most - done - 1).bit_length()), LONGEST)
-        layout = rollout_layout(spec, length, shape[1], 0)
+        layout = rollout_layout(spec, length, shape[1])
         rollouts.append(Packed(layout.zeros(shape[:1]), layout))
         for place, x in rows.items():
             part = jax.tree.map(lambda leaf, done=done, length=length: leaf[done : done + length], x)
@@ -80,8 +80,9 @@ def packed_rows(spec: Spec, shape: tuple[int, int], made: Sequence[tuple[int, in
 def _write(arrays: Rollout, s: int, n: int, rows: Any) -> None:
     """Put transitions into the first rows of a seed's environment; `arrays` are views."""
     count = len(rows.reward)
-    into = (arrays.obs, arrays.action, arrays.reward, arrays.final_obs)
-    for x, new in zip(*map(jax.tree.leaves, (into, (rows.obs, rows.action, rows.reward, rows.next_obs))), strict=True):
+    into = (arrays.obs, arrays.action_mask, arrays.action, arrays.reward, arrays.final_obs, arrays.final_mask)
+    made = (rows.obs, rows.mask, rows.action, rows.reward, rows.next_obs, rows.next_mask)
+    for x, new in zip(*map(jax.tree.leaves, (into, made)), strict=True):
         x[s, :count, n] = new
     # Each is an episode of its own: its successor is not the next row, and no return goes on to that.
     always = np.ones(count, bool)

@@ -219,8 +219,7 @@ class HostDriver:
         rows, self._spare = self._spare, None
         # Those of whole episodes grow: their length is no other chunk's.
         if rows is None or rows.config is not config or rows.episodes is not None:
-            mask = self._observed.action_mask
-            rows = Rows(self.spec, config, self.num_seeds, self.num_envs, 0 if mask is None else mask.shape[-1])
+            rows = Rows(self.spec, config, self.num_seeds, self.num_envs)
         return rows.begin(self._carry, self._steps())
 
     def _steps(self) -> np.ndarray:
@@ -263,11 +262,12 @@ class Rollout(NamedTuple):
     """A chunk as it is written and shipped; without the axis S where one seed learns from it."""
 
     obs: PyTree  # [S, T+1, N, ...]: the last is what the policy saw after the last row
-    action_mask: np.ndarray | None  # [S, T, N, actions]
+    action_mask: np.ndarray | None  # [S, T+1, N, actions]
     action: np.ndarray  # [S, T, N, ...]
     reward: np.ndarray  # [S, T, N]
     flags: np.ndarray  # [S, 4, T, N] bool: is_first, terminated, truncated, valid
     final_obs: PyTree  # [S, T, N, ...]: as it was where no episode ended
+    final_mask: np.ndarray | None = None  # [S, T, N, actions]
 
     def chunk(self, carry: PyTree) -> Chunk:
         """The chunk of one seed (without the axis S)."""
@@ -275,7 +275,7 @@ class Rollout(NamedTuple):
         return Chunk(
             obs=jax.tree.map(lambda x: x[:-1], self.obs),
             is_first=is_first,
-            action_mask=self.action_mask,
+            action_mask=jax.tree.map(lambda x: x[:-1], self.action_mask),
             action=self.action,
             reward=self.reward,
             terminated=terminated,
@@ -284,21 +284,24 @@ class Rollout(NamedTuple):
             final_obs=self.final_obs,
             last_obs=jax.tree.map(lambda x: x[-1], self.obs),
             carry=carry,
+            final_mask=self.final_mask,
+            last_mask=jax.tree.map(lambda x: x[-1], self.action_mask),
         )
 
 
 @functools.lru_cache(maxsize=64)
-def rollout_layout(spec: Spec, length: int, num_envs: int, choices: int) -> Layout:
+def rollout_layout(spec: Spec, length: int, num_envs: int) -> Layout:
     """How the rollout of one seed is shipped; one object for each shape, since programs are compiled for it."""
-    rows = (length, num_envs)
+    rows, seen, choices = (length, num_envs), (length + 1, num_envs), spec.choices
     return Layout(
         Rollout(
-            obs=spec.observation.zeros((length + 1, num_envs)),
-            action_mask=np.zeros((*rows, choices), bool) if choices else None,
+            obs=spec.observation.zeros(seen),
+            action_mask=np.zeros((*seen, choices), bool) if choices else None,
             action=spec.action.zeros(rows),
             reward=np.zeros(rows, np.float32),
             flags=np.zeros((4, *rows), bool),
             final_obs=spec.observation.zeros(rows),
+            final_mask=np.zeros((*rows, choices), bool) if choices else None,
         )
     )
 
@@ -306,15 +309,14 @@ def rollout_layout(spec: Spec, length: int, num_envs: int, choices: int) -> Layo
 class Rows:
     """A chunk being written, row by row."""
 
-    def __init__(self, spec: Spec, config: Any, num_seeds: int, num_envs: int, choices: int):
+    def __init__(self, spec: Spec, config: Any, num_seeds: int, num_envs: int):
         self.spec, self.config, self.shape = spec, config, (num_seeds, num_envs)
-        self.choices = choices  # actions of a mask; 0: there is none
         self.episodes = getattr(config, "episodes_per_update", None)
         # Nobody knows how many rows whole episodes take: they begin with a few and grow.
         self._allocate(config.steps_per_update if self.episodes is None else 16)
 
     def _allocate(self, length: int) -> None:
-        layout = rollout_layout(self.spec, length, self.shape[1], self.choices)
+        layout = rollout_layout(self.spec, length, self.shape[1])
         self.length, self.packed = length, Packed(layout.zeros(self.shape[:1]), layout)
         self.arrays: Rollout = self.packed.unpack()  # views
         self.arrays.flags[:, 3] = True
@@ -343,18 +345,18 @@ class Rows:
         if self.count == self.length:
             self._grow()
         arrays, t = self.arrays, self.count
-        _put(arrays.obs, t, observed.obs)
+        self._see(t, observed)
         arrays.flags[:, 0, t] = observed.is_first
         arrays.action[:, t] = action
         arrays.reward[:, t] = time_step.reward
-        if self.choices:
-            arrays.action_mask[:, t] = observed.action_mask
         if valid is not None:
             arrays.flags[:, 3, t] = valid
         if done is not None:
             arrays.flags[:, 1, t] = time_step.terminated
             arrays.flags[:, 2, t] = time_step.truncated
             _put(arrays.final_obs, t, time_step.final_obs)
+            if arrays.final_mask is not None:
+                arrays.final_mask[:, t] = time_step.final_mask
             if self.episodes is not None:
                 self.episodes -= int((done if valid is None else done & valid).sum())
         self.count += 1
@@ -364,15 +366,16 @@ class Rows:
         t = self.count - 1
         if t >= 0:
             ended = self.arrays.flags[:, 1, t] | self.arrays.flags[:, 2, t]
-            for final, obs in zip(*map(jax.tree.leaves, (self.arrays.final_obs, observed.obs)), strict=True):
-                final[:, t][~ended] = obs[~ended]
+            into, last = (self.arrays.final_obs, self.arrays.final_mask), (observed.obs, observed.action_mask)
+            for final, x in zip(*map(jax.tree.leaves, (into, last)), strict=True):
+                final[:, t][~ended] = x[~ended]
             self.arrays.flags[:, 2, t] |= ~ended
 
     def close(self, observed: Observed) -> Packed:
         """The chunk; rows never written are invalid, and `obs` of the first of them is the last successor."""
-        _put(self.arrays.obs, self.count, observed.obs)
+        self._see(self.count, observed)
         if self.count < self.length:
-            _put(self.arrays.obs, self.length, observed.obs)
+            self._see(self.length, observed)
             self.arrays.flags[:, :, self.count :] = False
         return self.packed
 
@@ -380,6 +383,11 @@ class Rows:
         """Whether no number is NaN or infinite: nor is their sum then, unless it overflows."""
         with np.errstate(all="ignore"):
             return all(math.isfinite(x.sum()) for x in self.packed.arrays if x.dtype.kind == "f")
+
+    def _see(self, t: int, observed: Observed) -> None:
+        _put(self.arrays.obs, t, observed.obs)
+        if self.arrays.action_mask is not None:
+            self.arrays.action_mask[:, t] = observed.action_mask
 
     def _grow(self) -> None:
         """Twice the rows: chunks of whole episodes come in few lengths, so few are compiled."""

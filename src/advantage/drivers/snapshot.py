@@ -161,7 +161,7 @@ def _keep_host(driver: HostDriver) -> tuple[dict[str, np.ndarray], dict[str, Any
         for i, one in enumerate(taken):
             arrays |= {} if isinstance(one, str) else {f"env{i}.{name}": x for name, x in one.arrays.items()}
     if rows is not None:
-        plain["rows"] = {name: getattr(rows, name) for name in ("count", "length", "episodes", "choices")}
+        plain["rows"] = {name: getattr(rows, name) for name in ("count", "length", "episodes")}
         arrays |= named("rows", rows.packed.arrays) | named("rows_carry", rows.carry) | {"rows_began": rows.began}
     return arrays, plain
 
@@ -195,7 +195,7 @@ def _restore_episodes(driver: HostDriver, arrays: Mapping[str, np.ndarray], plai
 
 def _rows(driver: HostDriver, config: Any, arrays: Mapping[str, np.ndarray], plain: Mapping[str, Any]) -> Rows:
     """The chunk that was begun."""
-    rows = Rows(driver.spec, config, driver.num_seeds, driver.num_envs, plain["choices"])
+    rows = Rows(driver.spec, config, driver.num_seeds, driver.num_envs)
     if rows.length != plain["length"]:
         rows._allocate(plain["length"])
     for mine, kept in zip(rows.packed.arrays, tree(rows.packed.arrays, arrays, "rows"), strict=True):

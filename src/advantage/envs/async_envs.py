@@ -7,6 +7,7 @@ the user's script again either, so it needs no `if __name__ == "__main__"`. What
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -90,11 +91,12 @@ class AsyncEnvs:
                 raise self._stop(worker, died, "before its environments were made") from died.__cause__
         hellos = [worker.hello for worker in self.workers]
         self.hello = hellos[0]
-        self.spec = Spec.from_gymnasium(self.hello.observation_space, self.hello.action_space)
-        self.masked = all_masked(self.spec, [has for hello in hellos for has in hello.masks], self._name)
+        spec = Spec.from_gymnasium(self.hello.observation_space, self.hello.action_space)
+        masks = [has for hello in hellos for has in hello.masks]
+        self.spec = dataclasses.replace(spec, masked=all_masked(spec, masks, self._name))
         self.rows = Writer(self.spec.observation, self.shape)
         for worker in new:
-            worker.share(_layout(self.spec, len(worker.functions), self.masked))
+            worker.share(_layout(self.spec, len(worker.functions)))
 
     # -- steps -----------------------------------------------------------------------------------
 
@@ -162,8 +164,10 @@ class AsyncEnvs:
             for rows, source in zip(leaves, sources, strict=True):
                 rows[worker.places][ended] = source[ended]
         terminated, truncated = ends.reshape(2, *self.shape)
-        observed = Observed(obs, done.reshape(self.shape), masks)
-        return TimeStep(observed, reward, terminated, truncated, self.rows.shaped(final), valid)
+        observed, final_mask = Observed(obs, done.reshape(self.shape), masks), None
+        if self.spec.masked:
+            final_mask = np.concatenate([worker.block.final_mask for worker in self.workers]).reshape(*self.shape, -1)
+        return TimeStep(observed, reward, terminated, truncated, self.rows.shaped(final), valid, final_mask)
 
     def _gather(self) -> PyTree:
         """The observations in the blocks as flat rows; a copy."""
@@ -174,7 +178,7 @@ class AsyncEnvs:
         return rows
 
     def _masks(self) -> np.ndarray | None:
-        if not self.masked:
+        if not self.spec.masked:
             return None
         masks = np.concatenate([worker.block.mask for worker in self.workers])
         check_masks(masks, self.spec.action.n, self._name)
@@ -340,9 +344,9 @@ def _check(
         raise ValueError(f"timeout={timeout!r} has to be positive: give seconds, or None to wait as long as it takes")
 
 
-def _layout(spec: Spec, count: int, masked: bool) -> Layout:
+def _layout(spec: Spec, count: int) -> Layout:
     action = Leaf((), spec.action.shape, spec.action.dtype)
-    return Layout(count, tuple(_leaves(spec.observation)), action, sum(spec.action.n) if masked else 0)
+    return Layout(count, tuple(_leaves(spec.observation)), action, spec.choices)
 
 
 def _leaves(space: Space, path: tuple[str | int, ...] = ()) -> list[Leaf]:

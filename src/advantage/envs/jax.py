@@ -6,6 +6,7 @@ A JAX environment is a pair of pure functions of one, unbatched environment. It 
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import functools
 import importlib
@@ -150,6 +151,7 @@ def step_envs(
         terminated,
         truncated,
         final_obs,
+        final_mask=_mask(env, stepped),
     )
 
 
@@ -241,10 +243,17 @@ def like(tree: PyTree, template: PyTree) -> PyTree:
     return jax.tree.map(lambda x, t: jnp.asarray(x, t.dtype), tree, template)
 
 
+def spec_of(env: JaxEnv) -> Spec:
+    """The environment's spec, with whether it has masks of legal actions."""
+    return dataclasses.replace(env.spec, masked=hasattr(env, "action_mask"))
+
+
 def _observed(env: JaxEnv, env_state: EnvState, obs: PyTree, is_first: Bool[Array, " N"]) -> Observed:
-    if hasattr(env, "action_mask"):
-        return Observed(obs, is_first, jnp.asarray(jax.vmap(env.action_mask)(env_state), bool))
-    return Observed(obs, is_first)
+    return Observed(obs, is_first, _mask(env, env_state))
+
+
+def _mask(env: JaxEnv, env_state: EnvState) -> Bool[Array, "N A"] | None:
+    return jnp.asarray(jax.vmap(env.action_mask)(env_state), bool) if hasattr(env, "action_mask") else None
 
 
 def check_mask(env: JaxEnv) -> None:

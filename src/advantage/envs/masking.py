@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -9,12 +10,13 @@ import gymnasium
 import numpy as np
 
 from advantage.envs.jax import is_jax_env
+from advantage.envs.jax import spec_of as jax_spec
 from advantage.envs.normalise import taken_off
 from advantage.envs.single import has_masks, mask_row
 from advantage.envs.subproc import SubprocVecEnv
 from advantage.envs.vec_env import DummyVecEnv
 from advantage.envs.vector import legal
-from advantage.types import Space
+from advantage.types import Space, Spec
 
 
 class ActionMasker(gymnasium.Wrapper, gymnasium.utils.RecordConstructorArgs):
@@ -70,9 +72,19 @@ def is_masking_supported(env: Any) -> bool:
     if is_jax_env(env):
         return hasattr(env, "action_mask")
     if isinstance(env, SubprocVecEnv):
-        return env.host.masked
+        return env.host.spec.masked
     choices = isinstance(env.action_space, gymnasium.spaces.Discrete | gymnasium.spaces.MultiDiscrete)
     return choices and all(map(has_masks, env.envs if isinstance(env, DummyVecEnv) else [env]))
+
+
+def spec_of(env: Any) -> Spec:
+    """The spaces of what `resolve_env` gives, and whether it says which actions are legal."""
+    if is_jax_env(env):
+        return jax_spec(env)
+    if isinstance(env, gymnasium.vector.VectorEnv):
+        return Spec.from_gymnasium(env.single_observation_space, env.single_action_space)
+    spec = Spec.from_gymnasium(env.observation_space, env.action_space)
+    return dataclasses.replace(spec, masked=is_masking_supported(env))
 
 
 def get_action_masks(env: Any) -> np.ndarray:

@@ -7,6 +7,7 @@ Both answer with NumPy arrays `[S, N, ...]` in JAX's dtypes. They raise `Environ
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -85,12 +86,12 @@ class SyncEnvs:
 
     def __init__(self, envs: list[list[gymnasium.Env]]):
         first = envs[0][0]
-        self.spec = Spec.from_gymnasium(first.observation_space, first.action_space)
+        spec = Spec.from_gymnasium(first.observation_space, first.action_space)
         self.num_seeds, self.num_envs = self.shape = len(envs), len(envs[0])
         self.envs = [env for group in envs for env in group]
+        self.spec = dataclasses.replace(spec, masked=all_masked(spec, [has_masks(env) for env in self.envs], self._name))
         self.steps = [env.step for env in self.envs]
         self.observations = Writer(self.spec.observation, (self.num_seeds, self.num_envs))
-        self.masked = all_masked(self.spec, [has_masks(env) for env in self.envs], self._name)
         self.infos: Sequence[dict[str, Any]] = ()  # of the last step, one per environment
         self.none = np.zeros(self.shape, bool)  # shared by all steps in which no episode ended
         self.none.flags.writeable = False
@@ -124,12 +125,14 @@ class SyncEnvs:
     def _reset_ended(self, final: PyTree, reward: np.ndarray, terminated: np.ndarray, truncated: np.ndarray) -> TimeStep:
         """The answer to a step in which episodes ended `[S*N]`, each of which begins anew."""
         is_first = terminated | truncated
+        final_mask = self._final_masks(truncated & ~terminated)
         rows = _each(np.copy, final)
         flat = _each(lambda x: x.reshape(-1, *x.shape[2:]), rows)
         for i in is_first.nonzero()[0].tolist():
             self.observations.write(flat, i, self._reset_one(i, None))
         is_first, terminated, truncated = (x.reshape(self.shape) for x in (is_first, terminated, truncated))
-        return TimeStep(Observed(rows, is_first, self._masks()), reward, terminated, truncated, final)
+        observed = Observed(rows, is_first, self._masks())
+        return TimeStep(observed, reward, terminated, truncated, final, final_mask=final_mask)
 
     def _reset_one(self, i: int, seed: int | None) -> Any:
         """The first observation of environment i's next episode."""
@@ -170,16 +173,26 @@ class SyncEnvs:
             env.close()
 
     def _masks(self) -> np.ndarray | None:
-        if not self.masked:
+        if not self.spec.masked:
             return None
-        rows, choices = np.empty((len(self.envs), sum(self.spec.action.n)), bool), self.spec.action.n
-        for i, env in enumerate(self.envs):
-            try:
-                rows[i] = mask_row(env.get_wrapper_attr("action_masks")(), rows.shape[1])
-            except Exception as error:
-                raise EnvironmentFailure(f"{self._name(i)} raised {_said(error)} in action_masks()") from error
-        check_masks(rows, choices, self._name)
+        rows = np.stack([self._mask(i) for i in range(len(self.envs))])
+        check_masks(rows, self.spec.action.n, self._name)
         return rows.reshape(*self.shape, -1)
+
+    def _final_masks(self, cut: np.ndarray) -> np.ndarray | None:
+        """What is still legal where an episode was cut `[S*N]`, which may be nothing; elsewhere everything."""
+        if not self.spec.masked:
+            return None
+        rows = np.ones((len(self.envs), self.spec.choices), bool)
+        for i in cut.nonzero()[0].tolist():
+            rows[i] = self._mask(i)
+        return rows.reshape(*self.shape, -1)
+
+    def _mask(self, i: int) -> np.ndarray:
+        try:
+            return mask_row(self.envs[i].get_wrapper_attr("action_masks")(), self.spec.choices)
+        except Exception as error:
+            raise EnvironmentFailure(f"{self._name(i)} raised {_said(error)} in action_masks()") from error
 
     def _name(self, i: int) -> str:
         return env_name(i, self.num_seeds, self.num_envs)

@@ -63,7 +63,8 @@ def _arrays(layout: Layout) -> list[tuple[tuple[int, ...], str]]:
     count = layout.count
     obs = [((count, *leaf.shape), leaf.dtype) for leaf in layout.obs]
     action = ((count, *layout.action.shape), layout.action.dtype)
-    rest = [((count,), "float32"), ((2, count), "bool"), ((count, layout.choices), "bool"), ((2,), "int32")]
+    mask = ((count, layout.choices), "bool")
+    rest = [((count,), "float32"), ((2, count), "bool"), mask, mask, ((2,), "int32")]
     return [*obs, *obs, action, *rest]
 
 
@@ -83,6 +84,7 @@ class Block:
         obs: `[count, ...]` of each leaf: what a policy sees next.
         final: the last observations of episodes that ended with this step; elsewhere anything.
         action, reward, mask: `[count, ...]`.
+        final_mask: what was legal after `final` where an episode was cut; elsewhere everything.
         ends: `[2, count]`, terminated and truncated.
         doing: what the worker does (see `DOING`) and with which of its environments: read when it has died.
     """
@@ -94,7 +96,7 @@ class Block:
             place += _aligned(shape, dtype)
         count = len(layout.obs)
         self.obs, self.final = arrays[:count], arrays[count : 2 * count]
-        self.action, self.reward, self.ends, self.mask, self.doing = arrays[2 * count :]
+        self.action, self.reward, self.ends, self.mask, self.final_mask, self.doing = arrays[2 * count :]
 
 
 class Hello(NamedTuple):
@@ -221,6 +223,7 @@ class Server:
         """Step every environment by its action in the block; ended episodes begin anew. Returns the infos."""
         block, infos = self.block, []
         terminated, truncated = block.ends
+        block.final_mask[:] = True
         actions = block.action.copy()  # environments may keep what they are given
         for i, env in enumerate(self.envs):
             block.doing[:] = STEPPING, i
@@ -235,10 +238,10 @@ class Server:
             except Exception as error:
                 raise EnvironmentFault(i, f"answered {answer!r} to step: {_kind(error)}") from error
             infos.append(info)
+            if self.masks and not over:
+                self._write_mask(block.final_mask if cut else block.mask, i)
             if over or cut:
                 self._reset_one(i, None)
-            elif self.masks:
-                self._write_mask(i)
         block.doing[:] = OTHERWISE, 0
         return infos
 
@@ -255,7 +258,7 @@ class Server:
         with _blamed(i, "in reset()"):
             self._write(self.block.obs, i, self.envs[i].reset(seed=seed)[0])
         if self.masks:
-            self._write_mask(i)
+            self._write_mask(self.block.mask, i)
         self.block.doing[:] = OTHERWISE, 0
 
     def _write(self, rows: list[np.ndarray], i: int, obs: Any) -> None:
@@ -268,9 +271,9 @@ class Server:
                 raise ValueError(f"observations have shape {x.shape}, expected {leaf.shape}")
             row[i] = x
 
-    def _write_mask(self, i: int) -> None:
+    def _write_mask(self, rows: np.ndarray, i: int) -> None:
         with _blamed(i, "in action_masks()"):
-            self.block.mask[i] = mask_row(self.masks[i](), self.layout.choices)
+            rows[i] = mask_row(self.masks[i](), self.layout.choices)
 
     def _bytes(self, message: Any) -> bytes:
         try:

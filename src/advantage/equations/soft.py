@@ -45,7 +45,7 @@ class SquashedGaussian(eqx.Module):
 
 
 def temperature_objective(
-    log_alpha: Float[Array, ""], log_prob: Float[Array, " B"], target_entropy: Scalar
+    log_alpha: Float[Array, ""], log_prob: Float[Array, " B"], target_entropy: Scalar | Float[Array, " B"]
 ) -> Float[Array, " B"]:
     """SAC's objective for its temperature, to be minimised (Haarnoja et al., 2018, eq. 18).
 

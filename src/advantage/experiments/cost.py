@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-
-from advantage.envs.jax import JaxEnv, is_jax_env
+from advantage.envs.jax import JaxEnv
 from advantage.envs.make import resolve_env
+from advantage.envs.masking import spec_of
 from advantage.models import ALGORITHMS, Model, replay_bytes
 from advantage.training.callbacks import BaseCallback
 from advantage.training.hyperparameters import whole
@@ -139,13 +139,6 @@ class _Clock(BaseCallback):
         if len(self.times) < 3:
             return None
         return (self.steps[-1] - self.steps[1]) / (self.times[-1] - self.times[1])
-
-
-def spec_of(env: Any) -> Spec:
-    """The spaces of what `resolve_env` gives."""
-    if is_jax_env(env):
-        return env.spec
-    return Spec.from_gymnasium(env.observation_space, env.action_space)
 
 
 def policy_of(spec: Spec) -> str:

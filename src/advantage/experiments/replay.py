@@ -73,7 +73,7 @@ def _like(model: Any, shape: list[int], own: dict[str, np.ndarray]) -> Any:
     """The structure of what an agent learns from: rows `[T, N]`, or a minibatch `[B]`."""
     config, spec, agent = model._config, model._spec, agent_of(model.algorithm, model._prioritised)
     if agent.drawn is None or len(shape) == 2:
-        return _chunk(model, spec, tuple(shape), own.get(f"{GIVEN}.action_mask"))
+        return _chunk(model, spec, tuple(shape))
 
     def draw() -> Any:
         state = model.algorithm.init(config, spec, jnp.zeros(2, jnp.uint32))
@@ -82,11 +82,13 @@ def _like(model: Any, shape: list[int], own: dict[str, np.ndarray]) -> Any:
     return jax.eval_shape(draw)
 
 
-def _chunk(model: Any, spec: Spec, rows: tuple[int, ...], action_mask: np.ndarray | None) -> Chunk:
+def _chunk(model: Any, spec: Spec, rows: tuple[int, ...]) -> Chunk:
     flags = np.zeros(rows, bool)
+    mask = np.zeros((*rows, spec.choices), bool) if spec.masked else None
     return Chunk(
-        obs=spec.observation.zeros(rows), is_first=flags, action_mask=action_mask, action=spec.action.zeros(rows),
+        obs=spec.observation.zeros(rows), is_first=flags, action_mask=mask, action=spec.action.zeros(rows),
         reward=np.zeros(rows, np.float32), terminated=flags, truncated=flags, valid=flags,
         final_obs=spec.observation.zeros(rows), last_obs=spec.observation.zeros(rows[1:]),
         carry=jax.tree.map(np.asarray, model.algorithm.initial_carry(model._config, spec, rows[1])),
+        final_mask=mask, last_mask=None if mask is None else mask[0],
     )  # fmt: skip

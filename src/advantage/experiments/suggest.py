@@ -16,7 +16,8 @@ from rich.table import Table
 
 from advantage.envs.jax import JaxEnv, is_jax_env, reset_envs, step_envs
 from advantage.envs.make import reserve_threads, resolve_env
-from advantage.experiments.cost import TRIAL_SECONDS, Cost, estimate, free_memory, policy_of, spec_of
+from advantage.envs.masking import spec_of
+from advantage.experiments.cost import TRIAL_SECONDS, Cost, estimate, free_memory, policy_of
 from advantage.experiments.preset import Preset, find_preset
 from advantage.models import ALGORITHMS, Model, algorithm_named
 from advantage.training.hyperparameters import whole

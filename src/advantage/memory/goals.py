@@ -66,6 +66,8 @@ class Transitions(NamedTuple):
     reward: Float[np.ndarray, " R"]
     terminated: Bool[np.ndarray, " R"]
     next_obs: dict[str, np.ndarray]  # [R, ...]
+    mask: Bool[np.ndarray, "R A"] | None = None  # legal actions before and after, which depend on no goal
+    next_mask: Bool[np.ndarray, "R A"] | None = None
 
 
 def goal_steps(strategy: str, copies: int, length: int, rng: np.random.Generator) -> Int[np.ndarray, "K T"]:
@@ -135,7 +137,7 @@ class Hindsight:
 
         Args:
             rollout: of the host driver: `obs [S, T+1, N, ...]`, `action [S, T, N, ...]`, `flags [S, 4, T, N]` (is_first, terminated,
-                truncated, valid) and `final_obs [S, T, N, ...]`.
+                truncated, valid), `final_obs [S, T, N, ...]`, and masks.
 
         Raises:
             EnvironmentFailure: an environment could not say what other goals would have brought.
@@ -148,7 +150,7 @@ class Hindsight:
             self.count[is_first[:, t] & valid[:, t]] = 0
             self._write(t, rollout, valid[:, t])
             for s, n in np.argwhere(done[:, t]).tolist():
-                final = {name: x[s, t, n] for name, x in rollout.final_obs.items()}
+                final = jax.tree.map(lambda x, at=(s, t, n): x[at], (rollout.final_obs, rollout.final_mask))
                 try:
                     made.append((s, n, self._relabelled(s, n, final, bool(terminated[s, t, n]))))
                 except Exception:
@@ -157,32 +159,34 @@ class Hindsight:
                 self.count[s, n] = 0
         return made
 
-    def _relabelled(self, s: int, n: int, final_obs: dict[str, np.ndarray], terminated: bool) -> Transitions:
+    def _relabelled(self, s: int, n: int, final: tuple[dict, np.ndarray | None], terminated: bool) -> Transitions:
         length = int(self.count[s, n])
         # By the count of episodes, so that there is no generator whose state has to be kept.
         rng = np.random.default_rng(np.random.SeedSequence(self.seeds[s], spawn_key=(1, int(self.ended[s]))))
         self.ended[s] += 1
         goals = goal_steps(self.settings.goal_selection_strategy, self.settings.n_sampled_goal, length, rng)
-        obs, action = jax.tree.map(lambda x: x[s, n, :length], self._rows)
+        obs, mask, action = jax.tree.map(lambda x: x[s, n, :length], self._rows)
         place = s * self.count.shape[1] + n
-        return relabelled(obs, action, final_obs, terminated, goals, lambda *given: self.compute_reward(place, *given))
+        made = relabelled(obs, action, final[0], terminated, goals, lambda *given: self.compute_reward(place, *given))
+        if mask is None:
+            return made
+        copies, following = goals.shape[0], np.concatenate([mask[1:], final[1][None]])
+        return made._replace(mask=np.tile(mask, (copies, 1)), next_mask=np.tile(following, (copies, 1)))
 
     def _write(self, t: int, rollout: Any, valid: Bool[np.ndarray, "S N"]) -> None:
         """Row t, behind each environment's last."""
         s, n = np.nonzero(valid)
         at = self.count[s, n]
-        obs, action = self._rows
-        if at.size and at.max() == action.shape[2]:
+        if at.size and at.max() == self._rows[-1].shape[2]:
             self._rows = jax.tree.map(lambda x: np.concatenate([x, np.zeros_like(x)], axis=2), self._rows)
-            obs, action = self._rows
-        for name, x in obs.items():
-            x[s, n, at] = rollout.obs[name][s, t, n]
-        action[s, n, at] = rollout.action[s, t, n]
+        for into, x in zip(*map(jax.tree.leaves, (self._rows, rollout[:3])), strict=True):  # obs, mask, action
+            into[s, n, at] = x[s, t, n]
         self.count[s, n] = at + 1
 
-    def _zeros(self, length: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        leading = (*self.count.shape, length)
-        return self.spec.observation.zeros(leading), self.spec.action.zeros(leading)
+    def _zeros(self, length: int) -> tuple[dict[str, np.ndarray], np.ndarray | None, np.ndarray]:
+        leading, choices = (*self.count.shape, length), self.spec.choices
+        mask = np.zeros((*leading, choices), bool) if choices else None
+        return self.spec.observation.zeros(leading), mask, self.spec.action.zeros(leading)
 
     # -- checkpoints -------------------------------------------------------------------------------
 
@@ -201,5 +205,5 @@ class Hindsight:
         self.count, self.ended = np.array(kept["count"]), np.array(kept["ended"])
         # Twice as long: there is room to go on, and copies that may be written to.
         self._rows = jax.tree.map(lambda x: np.concatenate([x, np.zeros_like(x)], axis=2), kept["rows"])
-        if self._rows[1].shape[2] == 0:
+        if self._rows[-1].shape[2] == 0:
             self._rows = self._zeros(64)

@@ -106,6 +106,8 @@ def sample_windows(
         reward=memory.reward[learned],
         discount=jnp.where(terminated, 0.0, gamma),
         next_obs=windows._replace(following=jax.tree.map(lambda x: x[rows[burn_in:]], memory.next_obs)),
+        mask=jax.tree.map(lambda x: x[learned], memory.mask),
+        next_mask=jax.tree.map(lambda x: x[learned], memory.next_mask),
         # Scaled so that a mean over all rows is the mean over those that exist.
         weight=weight * (weight.size / jnp.sum(weight)),
     )

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree, UInt8
 
 from advantage.equations.distributions import Key
 from advantage.equations.returns import Scalar, n_step_return
-from advantage.types import Chunk, Space, Spec, sanitise, successor
+from advantage.types import Chunk, Space, Spec, legal_next, legal_now, sanitise, successor
 
 FIRST, TERMINATED, TRUNCATED = np.uint8(1), np.uint8(2), np.uint8(4)
 
@@ -28,6 +28,8 @@ class Replay(NamedTuple):
     flags: UInt8[Array, " NC"]  # FIRST, TERMINATED and TRUNCATED, added up
     head: Int[Array, " N"]  # the slot written next
     size: Int[Array, " N"]  # rows held, at most C
+    mask: Bool[Array, "NC A"] | None = None  # what was legal in `obs`, where environments say so
+    next_mask: Bool[Array, "NC A"] | None = None  # and in `next_obs`
     carry: PyTree = ()  # [N*C, ...]: what the policy remembered before each row, where it remembers (see `sequences`)
 
 
@@ -39,6 +41,8 @@ class Batch(NamedTuple):
     reward: Float[Array, " B"]  # discounted sum over the steps
     discount: Float[Array, " B"]  # gamma^steps, 0 after a termination
     next_obs: PyTree  # [B, ...]
+    mask: Array | None = None  # [B, A] bool: what was legal in `obs`; None: everything
+    next_mask: Array | None = None  # [B, A] bool: what is legal in `next_obs`
     weight: Array | float = 1.0  # [B]: what each one's loss counts; the mean loss is `mean(weight * loss)`
 
 
@@ -52,7 +56,9 @@ def init(spec: Spec, num_envs: int, capacity: int) -> Replay:
 
     counters = [jnp.zeros(num_envs, jnp.int32) for _ in range(2)]
     obs, next_obs, action = zeros(spec.observation), zeros(spec.observation), zeros(spec.action)
-    return Replay(obs, next_obs, action, jnp.zeros(rows, jnp.float32), jnp.zeros(rows, jnp.uint8), *counters)
+    # All legal where nothing was remembered: what is computed there is thrown away, and has to be finite.
+    masks = [jnp.ones((rows, spec.choices), bool) if spec.masked else None for _ in range(2)]
+    return Replay(obs, next_obs, action, jnp.zeros(rows, jnp.float32), jnp.zeros(rows, jnp.uint8), *counters, *masks)
 
 
 def places(memory: Replay, valid: Bool[Array, "T N"]) -> Int[Array, "T N"]:
@@ -72,6 +78,8 @@ def places(memory: Replay, valid: Bool[Array, "T N"]) -> Int[Array, "T N"]:
 
 def push(memory: Replay, chunk: Chunk, carry: PyTree = ()) -> Replay:
     """Append a chunk's valid rows (see `places`), with the `carry` of each."""
+    # Asked first: an invalid row that holds a successor holds its mask too.
+    mask, next_mask = (None, None) if memory.mask is None else (legal_now(chunk), legal_next(chunk))
     chunk = sanitise(chunk)
     num_envs, capacity = _sizes(memory)
     row = places(memory, chunk.valid)
@@ -96,6 +104,8 @@ def push(memory: Replay, chunk: Chunk, carry: PyTree = ()) -> Replay:
         flags=write(memory.flags, flags),
         head=(memory.head + written) % capacity,
         size=jnp.minimum(memory.size + written, capacity),
+        mask=jax.tree.map(write, memory.mask, mask),
+        next_mask=jax.tree.map(write, memory.next_mask, next_mask),
         carry=jax.tree.map(write, memory.carry, carry),
     )
 
@@ -130,6 +140,8 @@ def transitions(
         reward=reward,
         discount=jnp.where((memory.flags[last_row] & TERMINATED) > 0, 0.0, discount),
         next_obs=jax.tree.map(lambda x: x[last_row], memory.next_obs),
+        mask=jax.tree.map(lambda x: x[row[:, 0]], memory.mask),
+        next_mask=jax.tree.map(lambda x: x[last_row], memory.next_mask),
     )
 
 

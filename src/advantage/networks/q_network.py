@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 import equinox as eqx
 import jax
-from jaxtyping import Array, Float, PyTree
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PyTree
 
 from advantage.equations.distributions import Key
 from advantage.networks.features import Flatten
@@ -24,6 +25,11 @@ class QNetwork(eqx.Module):
 
     def __call__(self, obs: PyTree) -> Float[Array, "*batch A"]:
         return self.head(self.hidden(self.features(obs)))
+
+
+def legal_values(q: Float[Array, "B A"], action_mask: Bool[Array, "B A"] | None) -> Float[Array, "B A"]:
+    """`Q(s, .)` with minus infinity for illegal actions: no maximum is taken by one. None: all are legal."""
+    return q if action_mask is None else jnp.where(action_mask, q, -jnp.inf)
 
 
 def q_network(

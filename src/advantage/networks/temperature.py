@@ -59,7 +59,7 @@ def temperature_step(
     optimizer: PyTree,
     log_prob: Float[Array, " B"],
     weight: Array | float,
-    automatic: float,
+    automatic: Array | float,
 ) -> tuple[Array, PyTree, Array]:
     """Towards the target entropy, which is `automatic` for `"auto"`: `(log_alpha, optimiser, loss)`; fixed: none."""
     target_entropy = automatic if config.target_entropy == "auto" else float(config.target_entropy)
