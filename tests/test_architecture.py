@@ -36,7 +36,7 @@ ROOMS = {
     "training": FOUNDATION | {"disk", "envs", "drivers", "__init__"},  # networks: model files name their activations and optimisers
     "normalising": FOUNDATION | {"algorithms", "envs"},  # a `VecNormalize` meets a model's algorithm
     "models": FOUNDATION | {"platform", "memory", "algorithms", "envs", "drivers", "training", "normalising", "__init__"},
-    "experiments": {"types", "equations", "envs", "drivers", "training", "models", "__init__"},
+    "experiments": {"types", "equations", "algorithms", "envs", "drivers", "training", "models", "__init__"},  # algorithms: of what parts one is made
     "llm": {"types", "equations", "networks", "training"},
     "cli": {"types", "envs", "training", "models", "experiments", "__init__"},
 }

@@ -52,8 +52,8 @@ def test_every_algorithm_takes_priorities(algorithm):
 
 def with_beta(config, network, target_network, batch):
     """DQN's loss, and beta as it sees it."""
-    total, metrics = dqn.loss(config, network, target_network, batch)
-    return total, metrics | {"train/seen": jnp.asarray(config.replay_beta, jnp.float32)}
+    total, (metrics, error) = dqn.loss(config, network, target_network, batch)
+    return total, (metrics | {"train/seen": jnp.asarray(config.replay_beta, jnp.float32)}, error)
 
 
 @pytest.mark.parametrize("env", ["CartPole-v1", pytest.param("advantage/CartPole-v1", marks=pytest.mark.slow)])

@@ -1,4 +1,4 @@
-"""The command line: `advantage train`, `compare`, `suggest`, `evaluate`, `watch`, `replay`, `algorithms`, `presets`.
+"""The command line: `advantage train`, `compare`, `ablate`, `suggest`, `evaluate`, `watch`, `replay`, `algorithms`, `presets`.
 
 Whatever is slow to import is imported by the command that needs it: help answers at once.
 """
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0: done; 2: an error, told in one line on stderr; 130: Ctrl-C.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
-    functions = (train, compare, suggest, evaluate, watch, replay, algorithms, presets)
+    functions = (train, compare, ablate, suggest, evaluate, watch, replay, algorithms, presets)
     commands = {function.__name__: function for function in functions}
     with warnings.catch_warnings():
         warnings.showwarning = _note
@@ -234,6 +234,49 @@ def compare(
     report = run(
         names, envs=env, out=folder, presets=presets, total_timesteps=total_timesteps, seeds=seeds, seed=seed,
         evaluations=evaluations, n_eval_episodes=n_eval_episodes, settings=_settings_of(names, settings), progress_bar=True,
+    )  # fmt: skip
+    print(f"{report}\n")
+    print(f"saved {folder}: {', '.join(path.name for path in report.files)}")
+
+
+def ablate(
+    algorithm: Annotated[Positional[str], arg(metavar="ALGO")],
+    env: Annotated[Positional[str], arg(metavar="ENV")],
+    /,
+    *,
+    total_timesteps: int = 100_000,
+    seeds: int = 5,
+    seed: int = 0,
+    evaluations: int = 10,
+    n_eval_episodes: int = 20,
+    settings: Settings = (),
+    alone: bool = False,
+    out: Annotated[Path | None, arg(metavar="DIR")] = None,
+    debug: Debug = False,
+) -> None:
+    """Train Rainbow without each of its parts in turn, and say what each brings.
+
+    What is stored in DIR is not trained again: later calls add seeds.
+
+    Args:
+        algorithm: Rainbow, which is made of parts.
+        env: CartPole-v1, gymnax/Breakout-MinAtar, ...
+        total_timesteps: Environment steps of each seed.
+        seeds: Independent agents of each variant.
+        seed: The first seed; the others follow it.
+        evaluations: Evenly spaced, the last one at the end.
+        n_eval_episodes: Of each evaluation, for each seed.
+        settings: Hyper-parameters of all variants, over Rainbow's own: learning_rate=1e-4 v_max=100.
+        alone: Also DQN with each of the parts alone.
+        out: Folder for results, report and pictures; runs/ablate_ENV by default.
+    """
+    from advantage.experiments.ablate import ablate as run
+
+    folder = out or Path("runs") / f"ablate_{_file_name(env)}"
+    report = run(
+        algorithm, env, out=folder, total_timesteps=total_timesteps, seeds=seeds, seed=seed, evaluations=evaluations,
+        n_eval_episodes=n_eval_episodes, settings=_settings([text for group in settings for text in group]), alone=alone,
+        progress_bar=True,
     )  # fmt: skip
     print(f"{report}\n")
     print(f"saved {folder}: {', '.join(path.name for path in report.files)}")

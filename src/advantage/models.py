@@ -26,7 +26,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 import advantage
-from advantage.algorithms import a2c, crossq, ddpg, discrete_sac, dqn, ppo, reinforce, sac, td3, tqc, trpo
+from advantage.algorithms import a2c, c51, crossq, ddpg, discrete_sac, dqn, ppo, qrdqn, rainbow, reinforce, sac, td3, tqc, trpo
 from advantage.algorithms.double_dqn import double_value
 from advantage.algorithms.normalised import Normalised, normalised_agent
 from advantage.algorithms.recurrent import Recurrent, RecurrentOnPolicy
@@ -173,7 +173,8 @@ class Model:
         words = with_policy(self.policy_name, self.algorithm.Config, self.policy_kwargs)
         fields = {**_recurrence(policy), **network_fields(self.algorithm.Config, words), **fields}
         _check_recurrent_words(policy, self.policy_kwargs, self.algorithm)
-        config, schedules = configured(self.algorithm.Config(**self.defaults), {}, fields)
+        own = {name: value for name, value in self.defaults.items() if name not in REPLAY_OPTIONS}
+        config, schedules = configured(self.algorithm.Config(**own), {}, fields)
         seed = options["seed"]
         self._set(_config=config, _schedules=schedules, seed=None if seed is None else whole("seed", seed, 0))
         if env is not None:
@@ -519,7 +520,8 @@ class Model:
         options = {k: stored_options[k] for k in STORED_OPTIONS if k in stored_options} | options
         kinds = {"hindsight": HerReplayBuffer, "prioritised": PrioritizedReplayBuffer}
         kept = {kind: header[name] for name, kind in kinds.items() if header.get(name) is not None}
-        replay = dict(zip(REPLAY_OPTIONS, *kept.items(), strict=True)) if kept else {}
+        none = {name: None for name in REPLAY_OPTIONS if name in inspect.signature(cls).parameters}
+        replay = dict(zip(REPLAY_OPTIONS, *kept.items(), strict=True)) if kept else none
         model = cls(header["policy"], None, seeds=seeds, normalize=header.get("normalize"), **replay, **options)
         stored = undescribe(model._config, header["config"], header["callables"], fields)
         stored |= {k: undescribe_schedule(v) for k, v in header["schedules"].items()}
@@ -884,7 +886,9 @@ class Model:
                 raise TypeError(f"{cls.__name__} has no hyper-parameter {name!r}: {hint}")
         given.update(kwargs)
         given.pop("_init_setup_model", None)
-        defaults = FACE_OPTIONS | dict.fromkeys(REPLAY_OPTIONS)
+        defaults = FACE_OPTIONS | {name: cls.defaults.get(name) for name in REPLAY_OPTIONS}
+        if "replay_buffer_class" in given:  # settings belong to the class by default
+            defaults["replay_buffer_kwargs"] = None
         options = {name: given.pop(name, default) for name, default in defaults.items()}
         return options, given
 
@@ -1101,7 +1105,7 @@ def _signature(config_class: type, defaults: Mapping[str, Any]) -> inspect.Signa
         if field.name not in HIDDEN_FIELDS:
             parameters.append(inspect.Parameter(field.name, kind, default=defaults.get(field.name, field.default)))
         if field.name == _before_replay_options(config_class):
-            parameters += [inspect.Parameter(name, kind, default=None) for name in REPLAY_OPTIONS]
+            parameters += [inspect.Parameter(name, kind, default=defaults.get(name)) for name in REPLAY_OPTIONS]
     parameters += [inspect.Parameter(name, kind, default=value) for name, value in FACE_OPTIONS.items()]
     return inspect.Signature(parameters)
 
@@ -1143,6 +1147,27 @@ class DuelingDQN(DQN):
     """
 
     defaults: ClassVar[Mapping[str, Any]] = {"network": dueling_network}
+
+
+class C51(Model):
+    """Categorical DQN (Bellemare et al., 2017): `C51("MlpPolicy", env, v_min=0, v_max=100).learn(total_timesteps)`."""
+
+    algorithm, log_interval, log_episodes = c51, 4, True
+
+
+class QRDQN(Model):
+    """Quantile regression DQN (Dabney et al., 2018): `QRDQN("MlpPolicy", env).learn(total_timesteps)`."""
+
+    algorithm, log_interval, log_episodes = qrdqn, 4, True
+
+
+class Rainbow(C51):
+    """Six improvements of DQN in one (Hessel et al., 2018): `Rainbow("MlpPolicy", env, v_min=0, v_max=100).learn(total_timesteps)`.
+
+    C51 with the settings of `advantage.algorithms.rainbow`, each of which can be given otherwise.
+    """
+
+    defaults: ClassVar[Mapping[str, Any]] = rainbow.SETTINGS
 
 
 class PPO(Model):
@@ -1234,7 +1259,8 @@ class CrossQ(Model):
 ALGORITHMS: dict[str, type[Model]] = {
     face.__name__: face
     for face in (
-        DQN, DoubleDQN, DuelingDQN, PPO, RecurrentPPO, MaskablePPO, A2C, TRPO, REINFORCE, SAC, DiscreteSAC, TD3, DDPG, TQC, CrossQ,
+        DQN, DoubleDQN, DuelingDQN, C51, QRDQN, Rainbow, PPO, RecurrentPPO, MaskablePPO, A2C, TRPO, REINFORCE, SAC, DiscreteSAC,
+        TD3, DDPG, TQC, CrossQ,
     )
 }  # fmt: skip
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from advantage.algorithms import crossq, ddpg, discrete_sac, dqn, sac, td3, tqc
+from advantage.algorithms import c51, crossq, ddpg, discrete_sac, dqn, qrdqn, sac, td3, tqc
 from advantage.drivers.common import compiled_quickly
 from advantage.memory.uniform import Batch
 from advantage.networks.batch_norm import evaluated, train_critics
@@ -21,7 +21,8 @@ BOX, CHOICE = Space("box", (2,), low=-1.0, high=1.0), Space("discrete", (), "int
 SMALL = {"net_arch": Widths((4,), (4,)), "batch_size": B, "buffer_size": 64}
 SOFT = {**SMALL, "ent_coef": "auto_0.5"}
 CONFIGS = {
-    dqn: dqn.Config(**{**SMALL, "net_arch": (4,)}), sac: sac.Config(**SOFT), discrete_sac: discrete_sac.Config(**SOFT),
+    dqn: dqn.Config(**{**SMALL, "net_arch": (4,)}), c51: c51.Config(**{**SMALL, "net_arch": (4,)}, n_atoms=7),
+    qrdqn: qrdqn.Config(**{**SMALL, "net_arch": (4,)}, n_quantiles=3), sac: sac.Config(**SOFT), discrete_sac: discrete_sac.Config(**SOFT),
     td3: td3.Config(policy_delay=1, **SMALL), ddpg: ddpg.Config(**SMALL),
     tqc: tqc.Config(n_quantiles=3, top_quantiles_to_drop_per_net=1, **SOFT), crossq: crossq.Config(policy_delay=1, **SOFT),
 }  # fmt: skip
@@ -29,7 +30,7 @@ ALGORITHMS = pytest.mark.parametrize("algorithm", CONFIGS, ids=lambda x: x.__nam
 
 
 def discrete(algorithm):
-    return algorithm in (dqn, discrete_sac)
+    return algorithm in (dqn, c51, qrdqn, discrete_sac)
 
 
 @functools.cache
@@ -55,7 +56,7 @@ def batch_of(algorithm, discount=0.9):
     action = rng.integers(3, size=B).astype(np.int32) if discrete(algorithm) else rng.uniform(-1, 1, (B, 2))
     action = action if discrete(algorithm) else action.astype(np.float32)
     reward = 3 * rng.normal(size=B).astype(np.float32)
-    return Batch(*map(jnp.asarray, (obs, action, reward)), jnp.full(B, discount, jnp.float32), jnp.asarray(next_obs), jnp.ones(B))
+    return Batch(*map(jnp.asarray, (obs, action, reward)), jnp.full(B, discount, jnp.float32), jnp.asarray(next_obs), weight=jnp.ones(B))
 
 
 @ALGORITHMS
@@ -88,7 +89,7 @@ def test_weights_multiply_each_samples_loss(algorithm):
         return np.array([metrics[name] for name in sorted(metrics) if name.endswith("loss")])
 
     each = np.stack([losses(B * np.eye(B)[i]) for i in range(B)])
-    assert each.shape[1] == {dqn: 1, td3: 2, ddpg: 2}.get(algorithm, 3) and (each.std(axis=0) > 0.01).all()
+    assert each.shape[1] == {dqn: 1, c51: 1, qrdqn: 1, td3: 2, ddpg: 2}.get(algorithm, 3) and (each.std(axis=0) > 0.01).all()
     weights = np.array([0.5, 0.0, 2.0, 1.0, 0.1, 0.3])
     np.testing.assert_allclose(losses(weights), np.mean(weights[:, None] * each, axis=0), rtol=1e-4, atol=1e-5)
 
@@ -107,6 +108,15 @@ def expected_errors(algorithm, state, batch):
     obs, action, reward = batch.obs, batch.action, np.asarray(batch.reward)
     if algorithm is dqn:
         return np.abs(np.asarray(state.network(obs))[np.arange(B), action] - reward)
+    if algorithm is c51:  # all of the target is between the two atoms beside the reward
+        log_probs = np.asarray(state.network.log_probs(obs), np.float64)[np.arange(B), action]
+        atoms = np.linspace(-10, 10, 7)
+        target = np.maximum(1 - np.abs(reward[:, None] - atoms) / (20 / 6), 0.0)
+        return np.sum(np.where(target > 0, target * (np.log(np.maximum(target, 1e-30)) - log_probs), 0.0), axis=1)
+    if algorithm is qrdqn:
+        error = reward[:, None] - np.asarray(state.network.quantiles(obs))[np.arange(B), action]
+        huber = np.where(np.abs(error) < 1, 0.5 * error**2, np.abs(error) - 0.5)
+        return (np.abs((np.arange(3) + 0.5) / 3 - (error < 0)) * huber).sum(axis=1)
     if algorithm is discrete_sac:
         return np.abs(np.asarray(state.critics(obs))[:, np.arange(B), action] - reward).mean(axis=0)
     if algorithm is crossq:

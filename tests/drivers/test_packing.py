@@ -175,8 +175,8 @@ def scaled(spec, key, **settings):
 
 def with_values(config, network, target_network, batch):
     """A user's loss with a metric for each action."""
-    total, metrics = dqn.loss(config, network, target_network, batch)
-    return total, metrics | {"train/values": jnp.mean(network(batch.obs), axis=0)}
+    total, (metrics, error) = dqn.loss(config, network, target_network, batch)
+    return total, (metrics | {"train/values": jnp.mean(network(batch.obs), axis=0)}, error)
 
 
 def test_what_users_replace_may_hold_numbers_and_vectors():

@@ -12,6 +12,11 @@ Run by hand, never by the tests. Read the file with `numpy.load(path, allow_pick
 `surrogate/`: ratio, advantages `[B]`, epsilons `[3]`, losses `[3]`: `clipped_surrogate_pg_loss`.
 `huber/`: errors, values `[B]`: `huber_loss`.
 `td/`: q, next_q `[B,A]`, actions, rewards, discounts, errors `[B]`: `q_learning`.
+`categorical/`: probs, returns `[B,N]`, atoms `[N]`, projected `[B,N]`: `categorical_l2_project`; logits, next_logits
+    `[B,A,N]`, selector `[B,A]`, with actions, rewards and discounts of `td/`: losses, double_losses `[B]` of
+    `categorical_q_learning` and `categorical_double_q_learning`.
+`quantile/`: quantiles, next_quantiles `[B,N,A]` and selector of `categorical/`, losses, double_losses `[B]`: `quantile_q_learning`
+    with a Huber parameter of 1.
 `double/`: selector `[B,A]`, errors `[B]`: `double_q_learning` of `td/`, where `next_q` judges what `selector` chooses.
 """
 
@@ -46,7 +51,8 @@ def main() -> None:
     td_discounts = rng.choice([0.0, 0.95], size=B).astype(np.float32)
     selector = rng.normal(size=(B, A)).astype(np.float32)
     double = jax.vmap(rlax.double_q_learning)(q, actions, td_rewards, td_discounts, next_q, selector)
-    arrays = {
+    distributions = distributional(rng, actions, td_rewards, td_discounts)
+    arrays = distributions | {
         "gae/rewards": rewards, "gae/discounts": discounts, "gae/values": values, "gae/lambdas": lambdas,
         "gae/advantages": gae, "n_step/rewards": rewards, "n_step/discounts": discounts,
         "n_step/next_values": values[1:], "n_step/n": steps, "n_step/targets": n_step,
@@ -59,6 +65,44 @@ def main() -> None:
         "double/selector": selector, "double/errors": double,
     }  # fmt: skip
     np.savez_compressed(Path(__file__).with_name("rlax.npz"), **{k: np.asarray(v) for k, v in arrays.items()})
+
+
+def distributional(
+    rng: np.random.Generator, actions: np.ndarray, rewards: np.ndarray, discounts: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Projections and losses of distributions of returns."""
+    atoms = np.linspace(-2.0, 3.0, 11).astype(np.float32)
+    count = len(atoms)
+    logits, next_logits = rng.normal(size=(2, B, A, count)).astype(np.float32)
+    selector = rng.normal(size=(B, A)).astype(np.float32)
+    probs = np.asarray(jax.nn.softmax(next_logits[:, 0]))
+    returns = np.sort(rng.normal(scale=2.5, size=(B, count)).astype(np.float32), axis=1)
+    quantiles, next_quantiles = rng.normal(size=(2, B, count, A)).astype(np.float32)
+    support = np.broadcast_to(atoms, (B, count))
+    given = (actions, rewards, discounts)
+    taus = (np.arange(count, dtype=np.float32) + 0.5) / count
+    means = next_quantiles.mean(axis=1, keepdims=True)
+
+    def quantile_losses(chooser: np.ndarray) -> np.ndarray:
+        def one(*x):
+            return rlax.quantile_q_learning(*x, huber_param=1.0)
+
+        shared = np.broadcast_to(taus, (B, count))
+        return jax.vmap(one)(quantiles, shared, *given, chooser, next_quantiles)
+
+    means_of = np.asarray(jax.nn.softmax(next_logits)) @ atoms
+    return {
+        "categorical/probs": probs, "categorical/returns": returns, "categorical/atoms": atoms,
+        "categorical/projected": jax.vmap(rlax.categorical_l2_project, (0, 0, None))(returns, probs, atoms),
+        "categorical/logits": logits, "categorical/next_logits": next_logits, "categorical/selector": selector,
+        "categorical/next_means": means_of,
+        "categorical/losses": jax.vmap(rlax.categorical_q_learning)(support, logits, *given, support, next_logits),
+        "categorical/double_losses": jax.vmap(rlax.categorical_double_q_learning)(
+            support, logits, *given, support, next_logits, selector
+        ),
+        "quantile/quantiles": quantiles, "quantile/next_quantiles": next_quantiles,
+        "quantile/losses": quantile_losses(means), "quantile/double_losses": quantile_losses(selector[:, None]),
+    }  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -19,6 +19,12 @@ every answer; only the inputs are made here, from fixed seeds.
     noise `[32,2]`: the normal numbers behind every action drawn, the same at each draw.
     before/, after1/, after3/: weights of actor, critics and target critics, and log_ent_coef.
     log/KEY `[3]`: what is logged, by its key without `train/`.
+
+`qrdqn/`: three calls of `QRDQN.train(1)` on one batch of 32, 3 actions: net_arch [16, 16] with ReLU, 5 quantiles.
+    settings/: learning_rate, gamma.
+    obs, next_obs `[32,4]`, actions `[32]`, rewards, terminated `[32]`.
+    before/, after1/, after3/: weights of quantile_net and quantile_net_target; outputs are `[quantiles, actions]`.
+    log/loss `[3]`.
 """
 
 from __future__ import annotations
@@ -31,7 +37,7 @@ from unittest import mock
 import gymnasium
 import numpy as np
 import torch
-from sb3_contrib import TQC
+from sb3_contrib import QRDQN, TQC
 from sb3_contrib.common.utils import quantile_huber_loss
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
@@ -97,13 +103,52 @@ def tqc() -> Arrays:
     return {f"tqc/{name}": x for name, x in arrays.items()}
 
 
+class Choices(Spaces):
+    """Three actions."""
+
+    action_space = gymnasium.spaces.Discrete(3)
+
+
+def qrdqn() -> Arrays:
+    """Three gradient steps on one batch."""
+    rng, settings = np.random.default_rng(2), {"learning_rate": 3e-3, "gamma": 0.9}
+    policy_kwargs = {"net_arch": [16, 16], "n_quantiles": 5}
+    model = QRDQN("MlpPolicy", Choices(), seed=0, device="cpu", policy_kwargs=policy_kwargs, buffer_size=64, **settings)
+    with torch.no_grad():  # targets that differ from what they follow
+        for parameter in model.quantile_net_target.parameters():
+            parameter.add_(0.05 * torch.tensor(rng.normal(size=parameter.shape), dtype=torch.float32))
+    shapes = {"obs": (BATCH, OBS), "next_obs": (BATCH, OBS), "rewards": (BATCH,)}
+    arrays = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    arrays["actions"] = rng.integers(0, 3, BATCH)
+    arrays["terminated"] = rng.random(BATCH) < 0.3
+    tensor = {name: torch.tensor(x, dtype=torch.float32) for name, x in arrays.items()}
+    ends, rewards, actions = (tensor[name][:, None] for name in ("terminated", "rewards", "actions"))
+    samples = ReplayBufferSamples(tensor["obs"], actions.long(), tensor["next_obs"], ends, rewards)
+    model.replay_buffer.sample = lambda *args, **kwargs: samples
+    model.set_logger(Logger(None, []))
+
+    def learned() -> Arrays:
+        parts = {"quantile_net": model.quantile_net, "quantile_net_target": model.quantile_net_target}
+        return {f"{part}.{k}": v.numpy().copy() for part, m in parts.items() for k, v in m.state_dict().items()}
+
+    arrays |= {f"settings/{name}": np.float64(value) for name, value in settings.items()}
+    arrays |= {f"before/{name}": x for name, x in learned().items()}
+    losses = []
+    for step in (1, 2, 3):
+        model.train(1, BATCH)
+        losses.append(model.logger.name_to_value["train/loss"])
+        if step in (1, 3):
+            arrays |= {f"after{step}/{name}": x for name, x in learned().items()}
+    return {f"qrdqn/{name}": x for name, x in (arrays | {"log/loss": np.asarray(losses, np.float64)}).items()}
+
+
 def main() -> None:
     """Ask, and store the answers."""
     torch.set_num_threads(1)
     packages = ("torch", "stable-baselines3", "sb3-contrib", "numpy")
     versions = np.array([f"{package}={importlib.metadata.version(package)}" for package in packages])
     path = Path(__file__).with_name("sb3_contrib.npz")
-    np.savez_compressed(path, versions=versions, **quantile_huber(), **tqc())
+    np.savez_compressed(path, versions=versions, **quantile_huber(), **tqc(), **qrdqn())
 
 
 if __name__ == "__main__":

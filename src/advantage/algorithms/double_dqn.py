@@ -4,7 +4,7 @@ DQN in every other respect: `DQN("MlpPolicy", env, bootstrap=double_value)`, or 
 """
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from advantage.equations.objectives import action_values
 from advantage.networks.q_network import ActionValues, legal_values
@@ -18,4 +18,18 @@ def double_value(
     The greatest of values that are wrong by chance is too great. Where another network says what the chosen one is
     worth, the errors of both would have to agree.
     """
-    return action_values(target_network(obs), jnp.argmax(legal_values(network(obs), action_mask), axis=-1))
+    return action_values(target_network(obs), double_action(network, target_network, obs, action_mask))
+
+
+def double_action(
+    network: ActionValues, target_network: ActionValues, obs: PyTree, action_mask: Bool[Array, "B A"] | None
+) -> Int[Array, " B"]:
+    """`argmax_a Q(s, a)`, the legal action that the online network thinks best."""
+    return jnp.argmax(legal_values(network(obs), action_mask), axis=-1)
+
+
+def greedy_action(
+    network: ActionValues, target_network: ActionValues, obs: PyTree, action_mask: Bool[Array, "B A"] | None
+) -> Int[Array, " B"]:
+    """`argmax_a Q'(s, a)`, the legal action that the target network thinks best, as DQN does."""
+    return jnp.argmax(legal_values(target_network(obs), action_mask), axis=-1)

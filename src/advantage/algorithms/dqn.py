@@ -14,17 +14,20 @@ from advantage.equations.objectives import action_values, huber, td_target
 from advantage.equations.returns import Scalar
 from advantage.equations.schedules import Linear, Schedule
 from advantage.equations.soft import soft_update
+from advantage.equations.threefry import written_out
 from advantage.memory.frequency import check_replay, episodes_per_update, steps_per_update
 from advantage.memory.replayed import observe as counted
 from advantage.memory.uniform import Batch
 from advantage.networks import optimisers
 from advantage.networks.mlp import Activation
+from advantage.networks.noisy import drawn
 from advantage.networks.optimisers import Optimizer, adam, descend
 from advantage.networks.q_network import ActionValues, legal_values, q_network
 from advantage.types import NONFINITE, Chunk, Metrics, Observed, Spec, require
 from advantage.types import to_env as to_env  # Discrete is shifted by its start
 
 ACTION_SPACES = ("discrete",)
+NOISE = 0x6E6F6973  # folded into a key where noise is drawn, so that what else is drawn stays as it is
 LOGGED = {"learning_rate": "train/learning_rate", "exploration_rate": "rollout/exploration_rate"}
 
 
@@ -50,11 +53,14 @@ def td_error(
 
 def loss(
     config: "Config", network: ActionValues, target_network: ActionValues, batch: Batch
-) -> tuple[Float[Array, ""], Metrics]:
-    """Huber loss of the temporal-difference error, to be minimised (Mnih et al., 2015, eq. 1)."""
+) -> tuple[Float[Array, ""], tuple[Metrics, Float[Array, " B"]]]:
+    """Huber loss of the temporal-difference error, to be minimised (Mnih et al., 2015, eq. 1).
+
+    Returns `(loss, (metrics, how wrong it was about each))`: prioritised replay draws by the latter.
+    """
     error, value = td_error(config, network, target_network, batch)
     total = jnp.mean(batch.weight * huber(error))
-    return total, {"train/loss": total, "train/q_value": jnp.mean(value)}
+    return total, ({"train/loss": total, "train/q_value": jnp.mean(value)}, jnp.abs(error))
 
 
 def epsilon_greedy(
@@ -96,7 +102,7 @@ class Config(eqx.Module):
     optimizer: Optimizer = eqx.field(static=True, default=adam)  # function of the learning rate
     network: Callable[..., Any] = eqx.field(static=True, default=q_network)
     bootstrap: Callable[..., Array] = eqx.field(static=True, default=greedy_value)  # the value of what followed
-    loss: Callable[..., tuple[Array, Metrics]] = eqx.field(static=True, default=loss)
+    loss: Callable[..., tuple[Array, tuple[Metrics, Array]]] = eqx.field(static=True, default=loss)
     exploration: Callable[..., Array] = eqx.field(static=True, default=epsilon_greedy)
     exploration_rate: Scalar = 1.0  # epsilon now: set from its schedule before every update
 
@@ -113,7 +119,7 @@ class Config(eqx.Module):
 
 
 class State(NamedTuple):
-    """All that DQN learns."""
+    """All that DQN learns, and its relatives, which share what follows with `Config` of their own."""
 
     network: ActionValues
     target_network: ActionValues
@@ -126,18 +132,27 @@ class State(NamedTuple):
 
 def init(config: Config, spec: Spec, key: Key) -> State:
     """A fresh agent."""
+    network, key = made(config, spec, key)
+    return begun(config, network, key)
+
+
+def made(config: Any, spec: Spec, key: Key, **options: Any) -> tuple[ActionValues, Key]:
+    """A fresh network, and a key for what comes next."""
     network_key, features_key, key = jax.random.split(key, 3)
     extractor = config.features_extractor
     features = None if extractor is None else extractor(spec.observation, features_key)
-    network = config.network(
-        spec, network_key, net_arch=config.net_arch, activation=config.activation_fn, features=features
-    )
+    common = {"net_arch": config.net_arch, "activation": config.activation_fn, "features": features}
+    return config.network(spec, network_key, **common, **options), key
+
+
+def begun(config: Any, network: ActionValues, key: Key) -> State:
+    """The agent that begins with a network."""
     target = jax.tree.map(jnp.copy, network)  # its own buffers: both are donated
     zeros = [jnp.zeros((), jnp.int32) for _ in range(3)]
     return State(network, target, optimisers.init(config.optimizer, network), *zeros, key)
 
 
-def initial_carry(config: Config, spec: Spec, num_envs: int) -> tuple[()]:
+def initial_carry(config: Any, spec: Spec, num_envs: int) -> tuple[()]:
     """No carry."""
     return ()
 
@@ -149,26 +164,27 @@ class Actor(NamedTuple):
     epsilon: Float[Array, ""]
 
 
-def actor(config: Config, state: State) -> Actor:
+def actor(config: Any, state: State) -> Actor:
     """The network and epsilon: 1 until `learning_starts`, then what the schedule says."""
     return Actor(state.network, jnp.where(state.steps < config.learning_starts, 1.0, config.exploration_rate))
 
 
 def act(
-    config: Config, actor: Actor, carry: Any, observed: Observed, key: Key, explore: bool
+    config: Any, actor: Actor, carry: Any, observed: Observed, key: Key, explore: bool
 ) -> tuple[Int[Array, " N"], Any]:
     """Epsilon-greedy actions, or the best ones."""
     epsilon = actor.epsilon if explore else jnp.float32(0.0)
-    return config.exploration(actor.network(observed.obs), epsilon, observed.action_mask, key), carry
+    network = drawn(actor.network, jax.random.fold_in(key, NOISE)) if explore else actor.network
+    return config.exploration(network(observed.obs), epsilon, observed.action_mask, key), carry
 
 
-def schedules(config: Config) -> dict[str, Schedule]:
+def schedules(config: Any) -> dict[str, Schedule]:
     """Fields that change over training by themselves: epsilon."""
     start, end = float(config.exploration_initial_eps), float(config.exploration_final_eps)
     return {"exploration_rate": Linear(start, end, float(config.exploration_fraction))}
 
 
-def observe(config: Config, state: State, chunk: Chunk) -> State:
+def observe(config: Any, state: State, chunk: Chunk) -> State:
     """Count a chunk's steps and update the target network once for each interval it completes."""
     collected = jnp.sum(chunk.valid, dtype=jnp.int32)
     # Unsigned: an interval may be as long as the largest of 32 bits, which the sum exceeds.
@@ -183,15 +199,15 @@ def observe(config: Config, state: State, chunk: Chunk) -> State:
     return state._replace(target_network=target, since_sync=(since % interval).astype(jnp.int32))
 
 
-def learn(config: Config, state: State, batch: Batch) -> tuple[State, Metrics, Float[Array, " B"]]:
+def learn(config: Any, state: State, batch: Batch) -> tuple[State, Metrics, Float[Array, " B"]]:
     """One gradient step; the identity where a gradient is not finite."""
-    (_, metrics), gradients = jax.value_and_grad(config.loss, argnums=1, has_aux=True)(
-        config, state.network, state.target_network, batch
+    keys = [jax.random.fold_in(written_out(state.key), NOISE + i) for i in range(2)]
+    (_, (metrics, error)), gradients = jax.value_and_grad(config.loss, argnums=1, has_aux=True)(
+        config, drawn(state.network, keys[0]), drawn(state.target_network, keys[1]), batch
     )
-    error, _ = td_error(config, state.network, state.target_network, batch)  # XLA finds it in the loss
     network, optimizer_state, applied = descend(
         config.optimizer, config.learning_rate, config.max_grad_norm, state.network, gradients, state.optimizer
     )
     metrics[NONFINITE] = (~applied).astype(jnp.float32)
     state = state._replace(network=network, optimizer=optimizer_state, n_updates=state.n_updates + 1)
-    return state, metrics, jnp.abs(error)
+    return state, metrics, error

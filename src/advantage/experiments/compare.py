@@ -21,6 +21,7 @@ from advantage.experiments.results import (
     FILE,
     Line,
     Protocol,
+    Results,
     add_results,
     check_protocol,
     check_settings,
@@ -91,8 +92,8 @@ def compare(
         KeyboardInterrupt: after Ctrl-C; algorithms that were through are stored.
     """
     names, envs = _known_algorithms(algorithms), _checked_envs(env, envs)
-    given = _checked_settings(settings, names)
-    protocol = _checked_protocol(
+    given = checked_settings(settings, names)
+    protocol = checked_protocol(
         total_timesteps, evaluations, n_eval_episodes, evaluation_seed, deterministic
     )
     first = whole("seed", seed, 0)
@@ -100,28 +101,42 @@ def compare(
     stored, path = read_results(out), Path(out) / FILE
     check_protocol(stored.protocol, protocol, path)
     pairs = [
-        _Pair(env, name, {**(preset(name, env).settings if presets else {}), **given[name]})
+        Pair(env, name, {**(preset(name, env).settings if presets else {}), **given[name]}, ALGORITHMS[name])
         for env in envs
         for name in names
     ]
+    train_pairs(pairs, protocol, range(first, last), stored, out, progress_bar)
+    return write_report(read_results(out), out)
+
+
+class Pair(NamedTuple):
+    """An algorithm on an environment."""
+
+    env: str
+    algorithm: str  # its name in results and pictures
+    settings: Mapping[str, Any]  # what JSON can hold
+    face: type[Model]
+    beneath: Mapping[str, Any] = {}  # hyper-parameters that JSON cannot hold, which its name tells
+
+
+def train_pairs(
+    pairs: Sequence[Pair], protocol: Protocol, seeds: range, stored: Results, out: str | os.PathLike[str], progress_bar: bool
+) -> None:
+    """Train what is not `stored` in the folder `out` yet, and store it there.
+
+    Raises:
+        ValueError, TypeError: settings that cannot work, or other ones than are stored; before anything is trained.
+    """
+    path = Path(out) / FILE
     for pair in pairs:
         check_settings(stored, pair.env, pair.algorithm, pair.settings, path)
-    missing = [sorted({*range(first, last)} - {*stored.on(p.env).seeds(p.algorithm)}) for p in pairs]
+    missing = [sorted({*seeds} - {*stored.on(p.env).seeds(p.algorithm)}) for p in pairs]
     for pair, seeds_left in zip(pairs, missing, strict=True):
         if seeds_left:
             _try(pair)
     for pair, seeds_left in zip(pairs, missing, strict=True):
         for beginning, count in _runs(seeds_left):
             add_results(out, protocol, _train(pair, protocol, beginning, count, progress_bar))
-    return write_report(read_results(out), out)
-
-
-class _Pair(NamedTuple):
-    """An algorithm on an environment."""
-
-    env: str
-    algorithm: str
-    settings: Mapping[str, Any]
 
 
 class Evaluations(BaseCallback):
@@ -183,7 +198,7 @@ class Evaluations(BaseCallback):
             self.model._driver.pause_at = step
 
 
-def _train(pair: _Pair, protocol: Protocol, seed: int, seeds: int, progress_bar: bool) -> list[Line]:
+def _train(pair: Pair, protocol: Protocol, seed: int, seeds: int, progress_bar: bool) -> list[Line]:
     """Train seeds side by side: a line for each seed and evaluation."""
     model = _made(pair, seed, seeds)
     evaluated = Evaluations(pair.env, protocol)
@@ -202,13 +217,13 @@ def _train(pair: _Pair, protocol: Protocol, seed: int, seeds: int, progress_bar:
     ]  # fmt: skip
 
 
-def _made(pair: _Pair, seed: int, seeds: int) -> Model:
-    face, fields = ALGORITHMS[pair.algorithm], dict(pair.settings)
-    policy = fields.pop("policy", face.policies[0])
-    return face(policy, pair.env, seed=seed, seeds=seeds, **fields)
+def _made(pair: Pair, seed: int, seeds: int) -> Model:
+    fields = {**pair.beneath, **pair.settings}
+    policy = fields.pop("policy", pair.face.policies[0])
+    return pair.face(policy, pair.env, seed=seed, seeds=seeds, **fields)
 
 
-def _try(pair: _Pair) -> None:
+def _try(pair: Pair) -> None:
     """Build one agent and drop it: what cannot work is known before another algorithm trains for an hour."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # said when the agents that train are built
@@ -235,7 +250,7 @@ def _known_algorithms(algorithms: Sequence[str]) -> list[str]:
     return names
 
 
-def _checked_settings(
+def checked_settings(
     settings: Mapping[str, Mapping[str, Any]] | None, names: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
     """Settings of each algorithm, as JSON gives them back."""
@@ -277,7 +292,7 @@ def _checked_envs(env: str | None, envs: Sequence[str] | None) -> list[str]:
     return given
 
 
-def _checked_protocol(
+def checked_protocol(
     total_timesteps: int,
     evaluations: int,
     n_eval_episodes: int,

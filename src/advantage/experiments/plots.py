@@ -102,7 +102,11 @@ def tasks_curve(
 
 
 def intervals_picture(
-    rows: Mapping[str, Mapping[str, Estimate]], path: str | os.PathLike[str], title: str, note: str
+    rows: Mapping[str, Mapping[str, Estimate]],
+    path: str | os.PathLike[str],
+    title: str,
+    note: str,
+    unit: str = "normalised score",
 ) -> None:
     """Draw estimates and their intervals, a row for each task, as a picture 1600 pixels wide.
 
@@ -110,6 +114,7 @@ def intervals_picture(
         rows: from top to bottom, a row's name to its estimates by algorithm; without bounds only the dot is drawn.
         path: the file, an SVG where it ends so and else a PNG; its folder is made.
         title, note: above the picture.
+        unit: below it.
 
     Raises:
         ImportError: matplotlib is missing.
@@ -129,7 +134,7 @@ def intervals_picture(
                 axes.plot(ends, [place] * 2, color=colour, linewidth=5, alpha=0.35, solid_capstyle="butt", zorder=3)
     axes.set_yticks(range(len(rows)), rows)
     axes.set_ylim(len(rows) - 0.5, -0.5)  # the first on top
-    axes.set_xlabel("normalised score", fontsize=10.5, color=INK)
+    axes.set_xlabel(unit, fontsize=10.5, color=INK)
     _style(axes, title, note)
     axes.margins(x=0.04)
     axes.grid(axis="y", visible=False)

@@ -53,10 +53,11 @@ class Report:
         return self.text
 
 
-def write_report(results: Results, out: str | os.PathLike[str]) -> Report:
+def write_report(results: Results, out: str | os.PathLike[str], against: str | None = None) -> Report:
     """Write `report.md` and the pictures (PNG and SVG) into a folder.
 
-    Without matplotlib there are no pictures, and the report says so.
+    Verdicts are of every pair of algorithms, or of each `against` one of them. Without matplotlib there are no
+    pictures, and the report says so.
 
     Raises:
         ValueError: there are no results.
@@ -70,7 +71,7 @@ def write_report(results: Results, out: str | os.PathLike[str]) -> Report:
         pictures, missing = _draw(results, tasks, out), ""
     except ImportError as error:
         pictures, missing = [], f"No pictures: {error}"
-    verdicts = tuple(_verdicts(results, tasks))
+    verdicts = tuple(_verdicts(results, tasks, against))
     shown = [f"![{path.stem.replace('_', ' ')}]({path.name})" for path in pictures if path.suffix == ".png"]
     parts = [f"# {_title(results)}", _protocol(results)]
     if verdicts:
@@ -140,13 +141,16 @@ def _needed(x: np.ndarray, y: np.ndarray) -> str:
     return f"about {-(-needed // size) * size:,}"
 
 
-def _verdicts(results: Results, tasks: Tasks | None) -> Iterator[str]:
+def _verdicts(results: Results, tasks: Tasks | None, against: str | None) -> Iterator[str]:
+    def pairs(names: Sequence[str]) -> list[tuple[str, str]]:
+        return [pair for pair in itertools.combinations(names, 2) if against in (None, *pair)]
+
     if tasks:
-        for x, y in itertools.combinations(results.algorithms, 2):
+        for x, y in pairs(results.algorithms):
             yield f"Over {len(tasks.envs)} environments: {verdict(x, tasks.final[x], y, tasks.final[y])}"
     for env in results.envs:
         here, where = results.on(env), f"On {env}: " if len(results.envs) > 1 else ""
-        for x, y in itertools.combinations(here.algorithms, 2):
+        for x, y in pairs(here.algorithms):
             yield where + verdict(x, here.final(x), y, here.final(y))
 
 

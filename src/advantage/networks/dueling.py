@@ -12,7 +12,10 @@ from advantage.types import Spec
 
 
 class DuelingNetwork(eqx.Module):
-    """`Q(s, .)` `[*batch, actions]` from two streams (Wang et al., 2016, https://arxiv.org/abs/1511.06581)."""
+    """`Q(s, .)` `[*batch, actions]` from two streams (Wang et al., 2016, https://arxiv.org/abs/1511.06581).
+
+    Of several numbers for each action, side by side, each is made from its own value and advantages, as in Rainbow.
+    """
 
     features: Flatten | eqx.Module
     hidden: MLP
@@ -20,13 +23,16 @@ class DuelingNetwork(eqx.Module):
     advantage_stream: MLP
     value_head: Linear
     advantage_head: Linear
+    numbers: int = eqx.field(static=True, default=1)
 
-    def __call__(self, obs: PyTree) -> Float[Array, "*batch A"]:
+    def __call__(self, obs: PyTree) -> Float[Array, "*batch AN"]:
         """`V(s) + A(s, .) - mean A(s, .)` (eq. 9): V is the values' mean, which no shift of A changes."""
         shared = self.hidden(self.features(obs))
         value = self.value_head(self.value_stream(shared))
-        advantage = self.advantage_head(self.advantage_stream(shared))
-        return value + advantage - jnp.mean(advantage, axis=-1, keepdims=True)
+        flat = self.advantage_head(self.advantage_stream(shared))
+        advantage = flat.reshape(*flat.shape[:-1], -1, self.numbers)
+        centred = advantage - jnp.mean(advantage, axis=-2, keepdims=True)
+        return (value[..., None, :] + centred).reshape(flat.shape)
 
 
 def dueling_network(
@@ -36,6 +42,7 @@ def dueling_network(
     net_arch: tuple[int, ...] = (64, 64),
     activation: Activation = jax.nn.relu,
     features: eqx.Module | None = None,
+    numbers: int = 1,
 ) -> DuelingNetwork:
     """As `q_network`; the last layer of `net_arch` is there twice, for the state's value and for the advantages."""
     features = Flatten(spec.observation) if features is None else features
@@ -45,8 +52,8 @@ def dueling_network(
     (hidden, *streams), heads = dense_networks(
         key,
         [(features.size, shared), (width, own), (width, own)],
-        [(last, 1, 1.0), (last, spec.action.n[0], 1.0)],
+        [(last, numbers, 1.0), (last, spec.action.n[0] * numbers, 1.0)],
         activation,
         ortho_init=False,
     )
-    return DuelingNetwork(features, hidden, *streams, *heads)
+    return DuelingNetwork(features, hidden, *streams, *heads, numbers)

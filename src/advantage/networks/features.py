@@ -57,7 +57,11 @@ def flat_size(space: Space) -> int:
     return math.prod(space.shape)
 
 
-class Frozen(eqx.Module):
+class Fixed(eqx.Module):
+    """A part of a network that no optimiser moves, whatever gradient reaches it."""
+
+
+class Frozen(Fixed):
     """Features that another network learns: no gradient reaches them from here, and no optimiser moves them."""
 
     encoder: eqx.Module

@@ -17,7 +17,7 @@ ActionValues = Callable[[PyTree], Array]
 
 
 class QNetwork(eqx.Module):
-    """`Q(s, .)` `[*batch, actions]`."""
+    """`Q(s, .)` `[*batch, actions]`, or several numbers for each action, side by side."""
 
     features: Flatten | eqx.Module
     hidden: MLP
@@ -39,15 +39,16 @@ def q_network(
     net_arch: tuple[int, ...] = (64, 64),
     activation: Activation = jax.nn.relu,
     features: eqx.Module | None = None,
+    numbers: int = 1,
 ) -> QNetwork:
     """SB3's Q-network: ReLU layers from torch's default initialisation.
 
     `features` replaces the flattening of observations: a module with `size` that maps `[*batch, ...]`
-    to `[*batch, size]`.
+    to `[*batch, size]`. `numbers` are put out for each action.
     """
     features = Flatten(spec.observation) if features is None else features
     width = (features.size, *net_arch)[-1]
     (hidden,), (head,) = dense_networks(
-        key, [(features.size, net_arch)], [(width, spec.action.n[0], 1.0)], activation, ortho_init=False
+        key, [(features.size, net_arch)], [(width, spec.action.n[0] * numbers, 1.0)], activation, ortho_init=False
     )
     return QNetwork(features, hidden, head)
