@@ -47,7 +47,7 @@ def refused(answer: tuple[int, str, str]) -> str:
 
 def test_help(run):
     code, out, _ = run("--help")
-    assert code == 0 and all(command in out for command in ("train", "compare", "evaluate", "watch"))
+    assert code == 0 and all(command in out for command in ("train", "compare", "ablate", "evaluate", "watch"))
     assert run("")[:2] == (0, out)
     code, out, _ = run("train --help")
     assert code == 0 and "NAME=VALUE" in out and "--total-timesteps" in out
@@ -212,7 +212,7 @@ def test_settings_may_be_repeated(run, tmp_path):
     ("line", "said"),
     [
         ("train PPOO CartPole-v1", "did you mean PPO?"),
-        ("train XYZ CartPole-v1", "choose from DQN, DoubleDQN, DuelingDQN, PPO"),
+        ("train XYZ CartPole-v1", "choose from DQN, DoubleDQN, DuelingDQN, C51, QRDQN, Rainbow, PPO"),
         ("train PPO CartPol-v1", "did you mean CartPole-v1"),
         ("train PPO advantage/Cartpole-v1", "nearest: advantage/CartPole-v1"),
         ("train DQN Pendulum-v1", "DQN cannot choose actions from a box space"),
@@ -229,6 +229,9 @@ def test_settings_may_be_repeated(run, tmp_path):
         ("compare PPO --env CartPole-v1 --set DQN.gamma=0.5", "--set DQN.gamma: DQN is not compared"),
         ("compare PPO --env CartPole-v1 --set PPO.n_step=3", "did you mean 'n_steps'?"),
         ("compare PPO --total-timesteps 64", "--env ID is missing"),
+        ("ablate PPO CartPole-v1", "algorithm='PPO' is not made of parts: choose from Rainbow"),
+        ("ablate Rainbow CartPol-v1", "did you mean CartPole-v1"),
+        ("ablate Rainbow CartPole-v1 --set v_min=5 v_max=5", "v_min=5.0 has to be less than v_max=5.0"),
         ("compare PPO --env CartPole-v1 --env CartPole-v1", "has to be a list of ids, each once"),
         ("compare PPO --env CartPole-v0 --presets", "there are some for CartPole-v1"),
         ("suggest CartPol-v1", "did you mean CartPole-v1"),

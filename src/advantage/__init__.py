@@ -56,6 +56,7 @@ _HOME = {
     "TimeLimit": "advantage.envs.wrappers",
     "evaluate_policy": "advantage.training.evaluation",
     "compare": "advantage.experiments.compare",
+    "ablate": "advantage.experiments.ablate",
     "Preset": "advantage.experiments.preset",
     "preset": "advantage.experiments.preset",
     "RewardMonitor": "advantage.experiments.reward_monitor",
@@ -95,6 +96,7 @@ if TYPE_CHECKING:
         TimeLimit,
     )
     from advantage.equations.schedules import Linear
+    from advantage.experiments.ablate import ablate
     from advantage.experiments.compare import compare
     from advantage.experiments.preset import Preset, preset
     from advantage.experiments.reward_monitor import RewardMonitor

@@ -1167,6 +1167,7 @@ class Rainbow(C51):
     C51 with the settings of `advantage.algorithms.rainbow`, each of which can be given otherwise.
     """
 
+    policies = tuple(policy for policy in POLICIES if not _remembers(policy))  # priorities are of single steps
     defaults: ClassVar[Mapping[str, Any]] = rainbow.SETTINGS
 
 

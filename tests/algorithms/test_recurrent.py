@@ -7,15 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from advantage import DDPG, DQN, SAC, TD3, TQC, TRPO, HerReplayBuffer, VecNormalize, make_vec_env
-from advantage.algorithms import ddpg
+from advantage import DDPG, REINFORCE, SAC, TD3, TQC, TRPO, HerReplayBuffer, Rainbow, VecNormalize, make_vec_env
+from advantage.algorithms import c51, ddpg, dqn
+from advantage.algorithms.double_dqn import double_value
 from advantage.algorithms.normalised import Normalised
 from advantage.algorithms.recurrent import Recurrent
 from advantage.equations.normalisation import normalisation
 from advantage.memory import sequences
 from advantage.models import agent_of
 from advantage.networks.continuous import Widths
-from advantage.networks.recurrent import Recurrence
+from advantage.networks.recurrent import Encoded, Recurrence
 from advantage.types import Chunk, Observed, Space, Spec
 
 SPEC = Spec(Space("box", (3,), low=-np.inf, high=np.inf), Space("box", (2,), low=-1.0, high=1.0))
@@ -115,6 +116,50 @@ def test_actor_begins_with_the_stored_carry_and_critics_with_nothing():
     assert not np.array_equal(actor.cells[0].recurrent.weight, critics.cells[0].recurrent.weight)
 
 
+CHOICES = Spec(SPEC.observation, Space("discrete", (), "int32", n=(3,), start=(0,)), masked=True)
+RECURRENCE = {"net_arch": (8,), "batch_size": 16, "buffer_size": 60, "recurrence": Recurrence(8, 1, "gru", 4, 2)}
+
+
+@pytest.mark.parametrize("module,options", [(dqn, {"bootstrap": double_value}), (c51, {"n_atoms": 5})], ids=["double", "c51"])
+def test_values_of_windows_are_those_that_acted(module, options):
+    """With the parameters of then each row's values, and those of what followed by both networks, are as they were rolled."""
+    config, algorithm = module.Config(**RECURRENCE, **options), Recurrent(module)
+    state = jax.jit(algorithm.init, static_argnums=(0, 1))(config, CHOICES, KEY)
+    rng = np.random.default_rng(0)
+    obs = jnp.asarray(rng.normal(size=(T + 1, N, 3)), jnp.float32)
+    is_first = jnp.zeros((T + 1, N), bool).at[0].set(True).at[3, 1].set(True)
+    mask = jnp.asarray(np.eye(3, dtype=bool)[rng.integers(3, size=(T + 1, N))])
+    carry, actor, values, actions = algorithm.initial_carry(config, CHOICES, N), algorithm.actor(config, state), [], []
+    features, remembered = actor.network.features, carry.memory
+    for t in range(T + 1):
+        x, remembered = features.step(remembered, obs[t], is_first[t])
+        values.append(state.network(Encoded(x)))
+        action, carry = algorithm.act(config, actor, carry, Observed(obs[t], is_first[t], mask[t]), KEY, False)
+        actions.append(action)
+    assert (jnp.argmax(mask, axis=-1) == jnp.stack(actions)).all()  # the only legal one
+    none = jnp.zeros((T, N), bool)
+    chunk = Chunk(
+        obs[:-1], is_first[:-1], mask[:-1], jnp.stack(actions[:-1]), jnp.ones((T, N)), none, none.at[2, 1].set(True), ~none,
+        obs[1:], obs[-1], algorithm.initial_carry(config, CHOICES, N), None, mask[1:], mask[-1],
+    )  # fmt: skip
+    memory = sequences.remember(algorithm, config, state, sequences.init_memory(config, CHOICES, N), chunk)
+    batch = sequences.sample_windows(memory, KEY, 64, 2, 4, 0.9)
+    found, after = state.network(batch.obs), state.target_network(batch.next_obs)
+    rows = {np.asarray(obs[t, n]).tobytes(): (t, n) for t, n in np.ndindex(T, N)}
+    seen = np.asarray(batch.obs.obs[2:]).reshape(-1, 3)
+    checked = set()
+    for row in np.flatnonzero(np.asarray(batch.weight) > 0):
+        t, n = rows[seen[row].tobytes()]
+        np.testing.assert_allclose(found[row], values[t][n], atol=1e-5)
+        np.testing.assert_array_equal(batch.next_mask[row], mask[t + 1, n])
+        if (t, n) != (2, 1):  # whose next row is another episode's
+            np.testing.assert_allclose(after[row], values[t + 1][n], atol=1e-5)
+        checked.add((t, n))
+    assert len(checked) == T * N
+    _, metrics, errors = jax.jit(algorithm.learn)(config, state, batch)
+    assert errors.shape == (256,) and all(np.isfinite(x) for x in metrics.values())
+
+
 WORDS = {"lstm_hidden_size": 8, "sequence_length": 4, "burn_in": 2, "net_arch": [8]}
 SMALL = {"learning_starts": 8, "buffer_size": 60, "batch_size": 8, "train_freq": 4, "seed": 3}
 
@@ -189,9 +234,12 @@ def test_a_resumed_run_ends_with_the_same_bits(run, tmp_path):
 
 def test_what_cannot_remember_says_so():
     """Each with one error before training: other algorithms, and settings that do not go together."""
-    for face in (DQN, TRPO):
-        with pytest.raises(ValueError, match=f"is not built for {face.__name__}: use PPO, A2C, SAC, TD3, DDPG or TQC"):
+    for face in (REINFORCE, TRPO):
+        fit = "DQN, C51, QRDQN, PPO, A2C, SAC, TD3, DDPG or TQC"
+        with pytest.raises(ValueError, match=f"is not built for {face.__name__}: use {fit}"):
             face("MlpLstmPolicy", "CartPole-v1")
+    with pytest.raises(ValueError, match="'MlpLstmPolicy' is not one that Rainbow takes: choose from MlpPolicy, CnnPolicy"):
+        Rainbow("MlpLstmPolicy", "CartPole-v1")
     with pytest.raises(ValueError, match=r"policy_kwargs\['burn_in'\] is for recurrent policies: use 'MlpLstmPolicy'"):
         SAC("MlpPolicy", policy_kwargs={"burn_in": 3})
     with pytest.raises(TypeError, match="no 'lstm_hidden' here: did you mean 'lstm_hidden_size'"):

@@ -211,7 +211,7 @@ def test_step_envs_in_a_scan_under_vmap():
 def best_action(env, obs, state):
     """An optimal action for observations `[N, ...]`, by the environment's state where memory is needed."""
     if isinstance(env, Recall):
-        return state.cue[:, None]
+        return (state.cue > 0).astype(jnp.int32) if env.discrete else state.cue[:, None]
     if isinstance(env, Match):
         return (obs[:, 0] > 0.0).astype(jnp.int32)
     if isinstance(env, ContinuousTarget):

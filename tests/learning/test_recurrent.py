@@ -2,7 +2,7 @@
 
 import pytest
 
-from advantage import A2C, PPO, SAC
+from advantage import A2C, PPO, SAC, DoubleDQN
 from advantage.training.evaluation import evaluate_every_seed
 
 ENV = "advantage/ProbeRecall-v0"
@@ -19,6 +19,18 @@ def test_recurrent_sac_recalls():
         policy_kwargs={"net_arch": [16], "lstm_hidden_size": 16, "sequence_length": 4, "burn_in": 2},
     )  # fmt: skip
     scores = evaluate_every_seed(model.learn(4_000), ENV, 40, seed=1).returns.mean(axis=1)
+    assert min(scores) > 0.8, scores
+
+
+def test_recurrent_action_values_recall():
+    """The same with two actions: 0.8 in 4,000 steps, where a network without memory gets 0; 1 for each of 11 seeds."""
+    model = DoubleDQN(
+        "MlpLstmPolicy", "advantage/ProbeRecallDiscrete-v0", n_envs=4, seeds=3, seed=0, learning_rate=3e-3, buffer_size=8_000,
+        learning_starts=200, batch_size=64, gamma=0.9, train_freq=4, gradient_steps=8, target_update_interval=100,
+        exploration_fraction=0.3,
+        policy_kwargs={"net_arch": [16], "rnn_type": "gru", "lstm_hidden_size": 16, "sequence_length": 4, "burn_in": 2},
+    )  # fmt: skip
+    scores = evaluate_every_seed(model.learn(4_000), "advantage/ProbeRecallDiscrete-v0", 40, seed=1).returns.mean(axis=1)
     assert min(scores) > 0.8, scores
 
 

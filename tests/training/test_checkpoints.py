@@ -13,9 +13,11 @@ import pytest
 
 from advantage import (
     A2C,
+    C51,
     DDPG,
     DQN,
     PPO,
+    QRDQN,
     MaskablePPO,
     RecurrentPPO,
     REINFORCE,
@@ -31,6 +33,7 @@ from advantage import (
     EveryNTimesteps,
     OrnsteinUhlenbeckActionNoise,
     PrioritizedReplayBuffer,
+    Rainbow,
     StopTrainingOnMaxEpisodes,
     StopTrainingOnNoModelImprovement,
     TimeLimit,
@@ -157,6 +160,12 @@ RUNS = {
     ),
     "TRPO, masked": (TRPO, "test/Masked-v0", {**NET, "n_steps": 16, "batch_size": 16}, 64, 23),
     "REINFORCE, masked": (REINFORCE, "test/Masked-v0", {**NET, "train_freq": 16, "n_envs": 2}, 96, 50),
+    "C51, JAX, 2 seeds": (C51, "advantage/CartPole-v1", {**OFF, "seeds": 2, "n_atoms": 5}, 200, 100),
+    "QRDQN, mid-chunk": (QRDQN, "CartPole-v1", {**OFF, "policy_kwargs": {"net_arch": [8], "n_quantiles": 4}}, 200, 103),
+    "Rainbow, masked": (Rainbow, "test/Masked-v0", {**OFF, "n_atoms": 5}, 200, 103),
+    "DQN, masked, remembering": (
+        DQN, "test/Masked-v0", {**OFF, "policy": "MlpLstmPolicy", "policy_kwargs": REMEMBERING | {"burn_in": 2}, "n_envs": 2}, 200, 103,
+    ),
     "DQN, masked, prioritised": (DQN, "test/Masked-v0", {**OFF, **PER, "n_steps": 3}, 200, 103),
     "DiscreteSAC, masked, 2 seeds": (DiscreteSAC, "test/Masked-v0", {**CONTROL, "n_envs": 2, "seeds": 2}, 100, 54),
     "CrossQ, JAX, 2 seeds": (CrossQ, "advantage/Pendulum-v1", {**CONTROL, "seeds": 2}, 96, 48),

@@ -23,6 +23,7 @@ from advantage.networks.mlp import Activation
 from advantage.networks.noisy import drawn
 from advantage.networks.optimisers import Optimizer, adam, descend
 from advantage.networks.q_network import ActionValues, legal_values, q_network
+from advantage.networks.recurrent import Recurrence
 from advantage.types import NONFINITE, Chunk, Metrics, Observed, Spec, require
 from advantage.types import to_env as to_env  # Discrete is shifted by its start
 
@@ -99,6 +100,7 @@ class Config(eqx.Module):
     net_arch: tuple[int, ...] = eqx.field(static=True, default=(64, 64))  # layer widths
     activation_fn: Activation = eqx.field(static=True, default=jax.nn.relu)  # between hidden layers
     features_extractor: Callable[..., eqx.Module] | None = eqx.field(static=True, default=None)
+    recurrence: Recurrence | None = eqx.field(static=True, default=None)  # how a recurrent policy remembers
     optimizer: Optimizer = eqx.field(static=True, default=adam)  # function of the learning rate
     network: Callable[..., Any] = eqx.field(static=True, default=q_network)
     bootstrap: Callable[..., Array] = eqx.field(static=True, default=greedy_value)  # the value of what followed
@@ -132,15 +134,13 @@ class State(NamedTuple):
 
 def init(config: Config, spec: Spec, key: Key) -> State:
     """A fresh agent."""
-    network, key = made(config, spec, key)
-    return begun(config, network, key)
+    return begun(config, *made(config, spec, key))
 
 
 def made(config: Any, spec: Spec, key: Key, **options: Any) -> tuple[ActionValues, Key]:
     """A fresh network, and a key for what comes next."""
     network_key, features_key, key = jax.random.split(key, 3)
-    extractor = config.features_extractor
-    features = None if extractor is None else extractor(spec.observation, features_key)
+    features = None if config.features_extractor is None else config.features_extractor(spec.observation, features_key)
     common = {"net_arch": config.net_arch, "activation": config.activation_fn, "features": features}
     return config.network(spec, network_key, **common, **options), key
 

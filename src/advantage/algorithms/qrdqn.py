@@ -34,6 +34,7 @@ from advantage.networks.distributional import QuantileNetwork, of_actions
 from advantage.networks.mlp import Activation
 from advantage.networks.optimisers import Optimizer, adam_qrdqn
 from advantage.networks.q_network import q_network
+from advantage.networks.recurrent import Recurrence
 from advantage.types import Metrics, Spec, require
 
 
@@ -77,6 +78,7 @@ class Config(eqx.Module):
     net_arch: tuple[int, ...] = eqx.field(static=True, default=(64, 64))  # layer widths
     activation_fn: Activation = eqx.field(static=True, default=jax.nn.relu)  # between hidden layers
     features_extractor: Callable[..., eqx.Module] | None = eqx.field(static=True, default=None)
+    recurrence: Recurrence | None = eqx.field(static=True, default=None)  # how a recurrent policy remembers
     optimizer: Optimizer = eqx.field(static=True, default=adam_qrdqn)  # function of the learning rate
     network: Callable[..., Any] = eqx.field(static=True, default=q_network)
     next_action: Callable[..., Array] = eqx.field(static=True, default=greedy_action)  # whose returns are taken

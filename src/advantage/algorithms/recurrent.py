@@ -1,7 +1,8 @@
-"""Any actor-critic whose networks remember: recurrent SAC, TD3, DDPG and TQC, PPO and A2C.
+"""Any algorithm whose networks remember: recurrent SAC, TD3, DDPG and TQC, DQN and its relatives, PPO and A2C.
 
 Compositions and no algorithms: what they wrap never knows of them. Actor and critics get features from memories of
-their own (Ni et al., 2022, https://arxiv.org/abs/2110.05038: one for both learns worse).
+their own (Ni et al., 2022, https://arxiv.org/abs/2110.05038: one for both learns worse). A network of action values acts
+and learns by one, from stored states (Kapturowski et al., 2019, R2D2, https://openreview.net/forum?id=r1lyTjAqYX).
 """
 
 import dataclasses
@@ -38,8 +39,10 @@ class Recurrent:
         return getattr(object.__getattribute__(self, "algorithm"), name)
 
     def init(self, config: Any, spec: Spec, key: Array) -> PyTree:
-        """A fresh agent; in a window its actor begins with what it remembered then, its critics with nothing."""
+        """A fresh agent; in a window what acts begins with what it remembered then, critics with nothing."""
         words = config.recurrence, config.features_extractor
+        if not hasattr(config, "critics"):
+            return self.algorithm.init(dataclasses.replace(config, features_extractor=recurrent_features(*words)), spec, key)
         of_actor, of_critics = (recurrent_features(*words, stored) for stored in (True, False))
         builders = {"actor": _on(config.actor, of_actor), "critics": _on(config.critics, of_critics)}
         return self.algorithm.init(dataclasses.replace(config, **builders), spec, key)
@@ -53,7 +56,8 @@ class Recurrent:
         self, config: Any, actor: Any, carry: Remembered, observed: Observed, key: Array, explore: bool
     ) -> tuple[Array, Remembered]:
         """The algorithm's action on what the actor sees and remembers."""
-        features, memory = actor.policy.features.step(carry.memory, observed.obs, observed.is_first)
+        acting = actor.policy if hasattr(actor, "policy") else actor.network
+        features, memory = acting.features.step(carry.memory, observed.obs, observed.is_first)
         observed = observed._replace(obs=Encoded(features))
         action, inner = self.algorithm.act(config, actor, carry.inner, observed, key, explore)
         return action, Remembered(memory, inner)

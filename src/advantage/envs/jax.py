@@ -174,7 +174,7 @@ _CLASSES = {
         "Picture": ({}, {"continuous": True}),
     }.items()
     for options in variants
-}
+} | {"advantage/ProbeRecallDiscrete-v0": ("advantage.envs.probes", "Recall", {"discrete": True})}
 """Our own environments: id -> module, class, arguments. Modules are imported when first asked for."""
 
 _ADAPTERS = {"gymnax": "advantage.envs.gymnax", "brax": "advantage.envs.brax"}

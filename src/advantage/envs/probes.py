@@ -333,13 +333,19 @@ class Recall:
 
     Tests memory: the observation of the step that counts is the same whatever the cue, so without a memory the action
     does not depend on it, and the expected reward of every policy is E[cue] E[action] = 0. Observations are
-    `(cue, 0)`, then `(0, t / delay)`; an episode lasts `delay + 1` steps.
+    `(cue, 0)`, then `(0, t / delay)`; an episode lasts `delay + 1` steps. `discrete`: actions 0 and 1 count as -1 and 1.
     """
 
     delay: int = 3
+    discrete: bool = False
 
-    id: ClassVar[str] = _name("Recall")
-    spec: ClassVar[Spec] = Spec(Space("box", (2,), low=-1.0, high=1.0), _UNIT)
+    @property
+    def id(self) -> str:
+        return _name("RecallDiscrete" if self.discrete else "Recall")
+
+    @property
+    def spec(self) -> Spec:
+        return Spec(Space("box", (2,), low=-1.0, high=1.0), _TWO if self.discrete else _UNIT)
 
     def reset(self, key: PRNGKeyArray) -> tuple[RecallState, Float[Array, "2"]]:
         """Show -1 or 1."""
@@ -347,13 +353,14 @@ class Recall:
         return RecallState(cue, jnp.int32(0)), jnp.stack([cue, jnp.float32(0.0)])
 
     def step(
-        self, env_state: RecallState, action: Float[Array, "1"], key: PRNGKeyArray
+        self, env_state: RecallState, action: Float[Array, "1"] | Int[Array, ""], key: PRNGKeyArray
     ) -> tuple[RecallState, Transition]:
         """Reward and end after `delay` steps; before, actions do nothing."""
         state = env_state._replace(steps=env_state.steps + jnp.int32(1))
         obs = jnp.stack([jnp.float32(0.0), jnp.minimum(state.steps, self.delay).astype(jnp.float32) / self.delay])
         last = env_state.steps >= self.delay
-        reward = jnp.where(last, env_state.cue * action[0], jnp.float32(0.0))
+        said = 2.0 * action.astype(jnp.float32) - 1.0 if self.discrete else action[0]
+        reward = jnp.where(last, env_state.cue * said, jnp.float32(0.0))
         return state, Transition(obs, reward, last, _flag(False))
 
     def value(self, obs: Shaped[np.ndarray | Array, "... 2"], gamma: float) -> Values:

@@ -21,6 +21,11 @@ class CategoricalNetwork(eqx.Module):
         """The means."""
         return jnp.exp(self.log_probs(obs)) @ atoms(self.v_min, self.v_max, self.n_atoms)
 
+    @property
+    def features(self) -> eqx.Module:
+        """What the network stands on."""
+        return self.network.features
+
     def log_probs(self, obs: PyTree) -> Float[Array, "*batch A N"]:
         """Logarithms of the probabilities."""
         return jax.nn.log_softmax(side_by_side(self.network(obs), self.n_atoms))
@@ -35,6 +40,11 @@ class QuantileNetwork(eqx.Module):
     def __call__(self, obs: PyTree) -> Float[Array, "*batch A"]:
         """The means."""
         return jnp.mean(self.quantiles(obs), axis=-1)
+
+    @property
+    def features(self) -> eqx.Module:
+        """What the network stands on."""
+        return self.network.features
 
     def quantiles(self, obs: PyTree) -> Float[Array, "*batch A N"]:
         """The numbers, in no order."""
