@@ -212,7 +212,7 @@ def test_settings_may_be_repeated(run, tmp_path):
     ("line", "said"),
     [
         ("train PPOO CartPole-v1", "did you mean PPO?"),
-        ("train XYZ CartPole-v1", "choose from DQN, DoubleDQN, DuelingDQN, C51, QRDQN, Rainbow, PPO"),
+        ("train XYZ CartPole-v1", "choose from DQN, DoubleDQN, DuelingDQN, C51, QRDQN, IQN, Rainbow, PPO"),
         ("train PPO CartPol-v1", "did you mean CartPole-v1"),
         ("train PPO advantage/Cartpole-v1", "nearest: advantage/CartPole-v1"),
         ("train DQN Pendulum-v1", "DQN cannot choose actions from a box space"),

@@ -918,7 +918,7 @@ def test_small_things_that_users_read(trained):
     assert jax.tree.leaves(model.policy.parameters)
     assert model.device.platform == "cpu"
     assert model.get_vec_normalize_env() is None
-    assert set(ALGORITHMS) == {"DQN", "DoubleDQN", "DuelingDQN", "C51", "QRDQN", "Rainbow", "PPO", "RecurrentPPO", "MaskablePPO", "A2C", "TRPO", "REINFORCE", "SAC", "DiscreteSAC", "TD3", "DDPG", "TQC", "CrossQ"}
+    assert set(ALGORITHMS) == {"DQN", "DoubleDQN", "DuelingDQN", "C51", "QRDQN", "IQN", "Rainbow", "PPO", "RecurrentPPO", "MaskablePPO", "A2C", "TRPO", "REINFORCE", "SAC", "DiscreteSAC", "TD3", "DDPG", "TQC", "CrossQ"}
     with pytest.raises(AttributeError, match="no_such_thing"):
         model.no_such_thing  # noqa: B018
     assert not hasattr(PPO("MlpPolicy"), "exploration_rate")

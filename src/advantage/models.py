@@ -26,7 +26,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 import advantage
-from advantage.algorithms import a2c, c51, crossq, ddpg, discrete_sac, dqn, ppo, qrdqn, rainbow, reinforce, sac, td3, tqc, trpo
+from advantage.algorithms import a2c, c51, crossq, ddpg, discrete_sac, dqn, iqn, ppo, qrdqn, rainbow, reinforce, sac, td3, tqc, trpo
 from advantage.algorithms.double_dqn import double_value
 from advantage.algorithms.normalised import Normalised, normalised_agent
 from advantage.algorithms.recurrent import Recurrent, RecurrentOnPolicy
@@ -1161,6 +1161,12 @@ class QRDQN(Model):
     algorithm, log_interval, log_episodes = qrdqn, 4, True
 
 
+class IQN(Model):
+    """Implicit quantile networks (Dabney et al., 2018): `IQN("MlpPolicy", env).learn(total_timesteps)`."""
+
+    algorithm, log_interval, log_episodes = iqn, 4, True
+
+
 class Rainbow(C51):
     """Six improvements of DQN in one (Hessel et al., 2018): `Rainbow("MlpPolicy", env, v_min=0, v_max=100).learn(total_timesteps)`.
 
@@ -1260,7 +1266,7 @@ class CrossQ(Model):
 ALGORITHMS: dict[str, type[Model]] = {
     face.__name__: face
     for face in (
-        DQN, DoubleDQN, DuelingDQN, C51, QRDQN, Rainbow, PPO, RecurrentPPO, MaskablePPO, A2C, TRPO, REINFORCE, SAC, DiscreteSAC,
+        DQN, DoubleDQN, DuelingDQN, C51, QRDQN, IQN, Rainbow, PPO, RecurrentPPO, MaskablePPO, A2C, TRPO, REINFORCE, SAC, DiscreteSAC,
         TD3, DDPG, TQC, CrossQ,
     )
 }  # fmt: skip

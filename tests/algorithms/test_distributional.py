@@ -217,9 +217,9 @@ def test_each_part_leaves_its_trace():
 
 def test_parts_can_be_given_otherwise():
     """Rainbow without priorities, and with other settings of them: those of a class do not outlive it."""
+    assert Rainbow("MlpPolicy", replay_buffer_class=PrioritizedReplayBuffer)._prioritised.alpha == 0.6
     plain = Rainbow("MlpPolicy", replay_buffer_class=None)
     assert plain._prioritised is None and plain.optimizer is optimisers.adam_rainbow
-    assert Rainbow("MlpPolicy", replay_buffer_class=PrioritizedReplayBuffer)._prioritised.alpha == 0.6
     assert Rainbow("MlpPolicy", replay_buffer_kwargs={"alpha": 0.2})._prioritised.alpha == 0.2
     assert Rainbow("MlpPolicy", n_steps=1).n_steps == 1
 

@@ -235,7 +235,7 @@ def test_a_resumed_run_ends_with_the_same_bits(run, tmp_path):
 def test_what_cannot_remember_says_so():
     """Each with one error before training: other algorithms, and settings that do not go together."""
     for face in (REINFORCE, TRPO):
-        fit = "DQN, C51, QRDQN, PPO, A2C, SAC, TD3, DDPG or TQC"
+        fit = "DQN, C51, QRDQN, IQN, PPO, A2C, SAC, TD3, DDPG or TQC"
         with pytest.raises(ValueError, match=f"is not built for {face.__name__}: use {fit}"):
             face("MlpLstmPolicy", "CartPole-v1")
     with pytest.raises(ValueError, match="'MlpLstmPolicy' is not one that Rainbow takes: choose from MlpPolicy, CnnPolicy"):

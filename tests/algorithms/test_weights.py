@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from advantage.algorithms import c51, crossq, ddpg, discrete_sac, dqn, qrdqn, sac, td3, tqc
+from advantage.algorithms import c51, crossq, ddpg, discrete_sac, dqn, iqn, qrdqn, sac, td3, tqc
 from advantage.drivers.common import compiled_quickly
 from advantage.memory.uniform import Batch
 from advantage.networks.batch_norm import evaluated, train_critics
@@ -22,6 +22,7 @@ SMALL = {"net_arch": Widths((4,), (4,)), "batch_size": B, "buffer_size": 64}
 SOFT = {**SMALL, "ent_coef": "auto_0.5"}
 CONFIGS = {
     dqn: dqn.Config(**{**SMALL, "net_arch": (4,)}), c51: c51.Config(**{**SMALL, "net_arch": (4,)}, n_atoms=7),
+    iqn: iqn.Config(**{**SMALL, "net_arch": (4,)}, n_tau_samples=5, quantile_embedding_dim=3),
     qrdqn: qrdqn.Config(**{**SMALL, "net_arch": (4,)}, n_quantiles=3), sac: sac.Config(**SOFT), discrete_sac: discrete_sac.Config(**SOFT),
     td3: td3.Config(policy_delay=1, **SMALL), ddpg: ddpg.Config(**SMALL),
     tqc: tqc.Config(n_quantiles=3, top_quantiles_to_drop_per_net=1, **SOFT), crossq: crossq.Config(policy_delay=1, **SOFT),
@@ -30,7 +31,7 @@ ALGORITHMS = pytest.mark.parametrize("algorithm", CONFIGS, ids=lambda x: x.__nam
 
 
 def discrete(algorithm):
-    return algorithm in (dqn, c51, qrdqn, discrete_sac)
+    return algorithm in (dqn, c51, iqn, qrdqn, discrete_sac)
 
 
 @functools.cache
@@ -89,7 +90,7 @@ def test_weights_multiply_each_samples_loss(algorithm):
         return np.array([metrics[name] for name in sorted(metrics) if name.endswith("loss")])
 
     each = np.stack([losses(B * np.eye(B)[i]) for i in range(B)])
-    assert each.shape[1] == {dqn: 1, c51: 1, qrdqn: 1, td3: 2, ddpg: 2}.get(algorithm, 3) and (each.std(axis=0) > 0.01).all()
+    assert each.shape[1] == {dqn: 1, c51: 1, iqn: 1, qrdqn: 1, td3: 2, ddpg: 2}.get(algorithm, 3) and (each.std(axis=0) > 0.01).all()
     weights = np.array([0.5, 0.0, 2.0, 1.0, 0.1, 0.3])
     np.testing.assert_allclose(losses(weights), np.mean(weights[:, None] * each, axis=0), rtol=1e-4, atol=1e-5)
 
@@ -103,6 +104,14 @@ def crossq_values(state, batch):
     return train_critics(state.critics, state.running.critics, *both)[0][:, :B]
 
 
+@compiled_quickly
+def iqn_losses(state, batch):
+    """Of each sample alone, by the others' weights of 0."""
+    key = jax.random.fold_in(state.key, dqn.NOISE + 2)
+    one = lambda weight: iqn.loss(CONFIGS[iqn], state.network, state.target_network, batch._replace(weight=weight), key)[0]
+    return jax.vmap(one)(B * jnp.eye(B))
+
+
 def expected_errors(algorithm, state, batch):
     """How wrong the critics are where episodes end: the target is the reward."""
     obs, action, reward = batch.obs, batch.action, np.asarray(batch.reward)
@@ -113,6 +122,8 @@ def expected_errors(algorithm, state, batch):
         atoms = np.linspace(-10, 10, 7)
         target = np.maximum(1 - np.abs(reward[:, None] - atoms) / (20 / 6), 0.0)
         return np.sum(np.where(target > 0, target * (np.log(np.maximum(target, 1e-30)) - log_probs), 0.0), axis=1)
+    if algorithm is iqn:  # the same fractions, from the same key
+        return np.asarray(iqn_losses(state, batch))
     if algorithm is qrdqn:
         error = reward[:, None] - np.asarray(state.network.quantiles(obs))[np.arange(B), action]
         huber = np.where(np.abs(error) < 1, 0.5 * error**2, np.abs(error) - 0.5)

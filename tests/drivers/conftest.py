@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from advantage.algorithms import a2c, c51, crossq, ddpg, discrete_sac, dqn, ppo, qrdqn, reinforce, sac, td3, tqc, trpo
+from advantage.algorithms import a2c, c51, crossq, ddpg, discrete_sac, dqn, iqn, ppo, qrdqn, reinforce, sac, td3, tqc, trpo
 from advantage.drivers.common import streams
 from advantage.envs.jax import Transition, reset_envs, step_envs
 from advantage.envs.vec_env import DummyVecEnv
@@ -254,7 +254,7 @@ def same(ours, theirs):
 @pytest.fixture(scope="session")
 def toys():
     """What this file defines."""
-    learners = {"ppo": ppo, "dqn": dqn, "double": dqn, "c51": c51, "qrdqn": qrdqn, "sac": sac, "td3": td3, "ddpg": ddpg, "discrete_sac": discrete_sac, "tqc": tqc, "crossq": crossq}
+    learners = {"ppo": ppo, "dqn": dqn, "double": dqn, "c51": c51, "qrdqn": qrdqn, "iqn": iqn, "sac": sac, "td3": td3, "ddpg": ddpg, "discrete_sac": discrete_sac, "tqc": tqc, "crossq": crossq}
     learners |= {"a2c": a2c, "trpo": trpo, "reinforce": reinforce}
     agents = {name: agent_of(algorithm) for name, algorithm in learners.items()}
     agents["recorder"] = Agent(Recorder, Recorder.update, empty_chunk)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from advantage import DQN, SubprocVecEnv, make_vec_env
-from advantage.algorithms import a2c, c51, crossq, ddpg, discrete_sac, dqn, ppo, qrdqn, reinforce, sac, td3, tqc, trpo
+from advantage.algorithms import a2c, c51, crossq, ddpg, discrete_sac, dqn, iqn, ppo, qrdqn, reinforce, sac, td3, tqc, trpo
 from advantage.algorithms.double_dqn import double_value
 from advantage.drivers.fused import FusedDriver
 from advantage.drivers.host import HostDriver
@@ -48,6 +48,10 @@ LEARNERS = {
     "double": dqn.Config(target_update_interval=64, net_arch=(), n_steps=2, bootstrap=double_value, **REPLAY),
     "c51": c51.Config(target_update_interval=64, net_arch=(), n_steps=2, v_min=-1.0, v_max=7.0, **REPLAY),
     "qrdqn": qrdqn.Config(target_update_interval=64, net_arch=(), n_steps=2, n_quantiles=5, **REPLAY),
+    "iqn": iqn.Config(
+        target_update_interval=64, net_arch=(32, 8), n_steps=2, n_tau_samples=4, n_tau_prime_samples=4, n_quantile_samples=8,
+        quantile_embedding_dim=8, **REPLAY | {"learning_rate": 0.01},
+    ),
     "sac": sac.Config(ent_coef=0.0, **TARGETS, **REPLAY),  # entropy would add to the values
     "td3": td3.Config(**TARGETS, **REPLAY),
     "ddpg": ddpg.Config(action_noise=0.5, **TARGETS, **REPLAY),
@@ -57,7 +61,7 @@ LEARNERS = {
 }  # fmt: skip
 CONTINUOUS = ["sac", "td3", "ddpg", "tqc", "crossq"]
 POLICY = ["ppo", "a2c", "trpo", "reinforce"]
-STEPS = dict.fromkeys(LEARNERS, 1600) | {"qrdqn": 2400, "ppo": 64 * 20, "a2c": 4000, "trpo": 64 * 40, "reinforce": 4000}
+STEPS = dict.fromkeys(LEARNERS, 1600) | {"qrdqn": 2400, "iqn": 4000, "ppo": 64 * 20, "a2c": 4000, "trpo": 64 * 40, "reinforce": 4000}
 ZEROS = {"learning_rate": lambda left: 0.03 * left}  # the noise of the last updates averages out
 
 
@@ -226,7 +230,7 @@ LEARNED = [
     *itertools.product([*((kind, 3) for kind in KINDS), ("sync", 1)], ["ppo", "dqn"]),
     *(((kind, 3), "sac") for kind in KINDS),
     *itertools.product([("sync", 1), ("jax", 3)], ["td3", "ddpg"]),
-    *itertools.product([("jax", 3)], ["discrete_sac", "tqc", "crossq", "a2c", "trpo", "reinforce", "c51", "qrdqn"]),
+    *itertools.product([("jax", 3)], ["discrete_sac", "tqc", "crossq", "a2c", "trpo", "reinforce", "c51", "qrdqn", "iqn"]),
 ]
 
 

@@ -224,7 +224,7 @@ def test_bad_input_is_named(arguments, said):
 
 
 def test_an_unknown_algorithm_is_named():
-    with pytest.raises(ValueError, match="algorithm='Dreamer' is not known: choose from DQN, DoubleDQN, DuelingDQN, C51, QRDQN, Rainbow, PPO"):
+    with pytest.raises(ValueError, match="algorithm='Dreamer' is not known: choose from DQN, DoubleDQN, DuelingDQN, C51, QRDQN, IQN, Rainbow, PPO"):
         suggest("CartPole-v1", algorithm="Dreamer")
 
 

@@ -8,6 +8,7 @@ from advantage import (
     C51,
     DDPG,
     DQN,
+    IQN,
     PPO,
     QRDQN,
     REINFORCE,
@@ -94,8 +95,11 @@ def test_dqn_learns_cartpole(face):
 @pytest.mark.parametrize(
     ("face", "steps", "mean", "least", "settings"),
     [
-        (C51, 20_000, 300, 150, {"v_min": 0, "v_max": 100, "n_atoms": 31}),
-        (QRDQN, 30_000, 200, 80, {"policy_kwargs": {"net_arch": [64, 64], "n_quantiles": 25}}),
+        (C51, 20_000, 250, 150, {"v_min": 0, "v_max": 100, "n_atoms": 31}),
+        (QRDQN, 30_000, 200, 120, {"policy_kwargs": {"net_arch": [64, 64], "n_quantiles": 25}}),
+        (IQN, 20_000, 200, 100, {
+            "n_tau_samples": 8, "n_tau_prime_samples": 8, "n_quantile_samples": 8, "quantile_embedding_dim": 16,
+        }),
         (Rainbow, 20_000, 100, 60, {
             "v_min": 0, "v_max": 100, "n_atoms": 21, "policy_kwargs": {"net_arch": [64]},
             "exploration_initial_eps": 0, "exploration_final_eps": 0,
@@ -103,10 +107,8 @@ def test_dqn_learns_cartpole(face):
     ],
 )  # fmt: skip
 def test_distributions_of_returns_learn_cartpole(face, steps, mean, least, settings):
-    """The pole is balanced (random: 22).
-
-    MEASURED
-    """
+    """The pole is balanced (random: 22). Of 12 other seeds each, mean and lowest were 393 and 278 (C51), 324 and 234
+    (QRDQN), 225 and 129 (Rainbow)."""
     common = {
         "seeds": 3, "seed": 0, "learning_rate": "linear_0.001", "batch_size": 64, "buffer_size": 30_000,
         "learning_starts": 500, "target_update_interval": 250, "train_freq": 4, "gradient_steps": 4, "n_steps": 3,

@@ -16,7 +16,7 @@ Run by hand, never by the tests. Read the file with `numpy.load(path, allow_pick
     `[B,A,N]`, selector `[B,A]`, with actions, rewards and discounts of `td/`: losses, double_losses `[B]` of
     `categorical_q_learning` and `categorical_double_q_learning`.
 `quantile/`: quantiles, next_quantiles `[B,N,A]` and selector of `categorical/`, losses, double_losses `[B]`: `quantile_q_learning`
-    with a Huber parameter of 1.
+    with a Huber parameter of 1; implicit/fractions `[B,N]` and implicit/losses `[B]`: the same at other fractions.
 `double/`: selector `[B,A]`, errors `[B]`: `double_q_learning` of `td/`, where `next_q` judges what `selector` chooses.
 """
 
@@ -83,13 +83,13 @@ def distributional(
     taus = (np.arange(count, dtype=np.float32) + 0.5) / count
     means = next_quantiles.mean(axis=1, keepdims=True)
 
-    def quantile_losses(chooser: np.ndarray) -> np.ndarray:
+    def quantile_losses(chooser: np.ndarray, fractions: np.ndarray) -> np.ndarray:
         def one(*x):
             return rlax.quantile_q_learning(*x, huber_param=1.0)
 
-        shared = np.broadcast_to(taus, (B, count))
-        return jax.vmap(one)(quantiles, shared, *given, chooser, next_quantiles)
+        return jax.vmap(one)(quantiles, np.broadcast_to(fractions, (B, count)), *given, chooser, next_quantiles)
 
+    drawn = rng.uniform(size=(B, count)).astype(np.float32)
     means_of = np.asarray(jax.nn.softmax(next_logits)) @ atoms
     return {
         "categorical/probs": probs, "categorical/returns": returns, "categorical/atoms": atoms,
@@ -101,7 +101,9 @@ def distributional(
             support, logits, *given, support, next_logits, selector
         ),
         "quantile/quantiles": quantiles, "quantile/next_quantiles": next_quantiles,
-        "quantile/losses": quantile_losses(means), "quantile/double_losses": quantile_losses(selector[:, None]),
+        "quantile/losses": quantile_losses(means, taus),
+        "quantile/double_losses": quantile_losses(selector[:, None], taus),
+        "implicit/fractions": drawn, "implicit/losses": quantile_losses(means, drawn),
     }  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from advantage import (
     C51,
     DDPG,
     DQN,
+    IQN,
     PPO,
     QRDQN,
     MaskablePPO,
@@ -162,6 +163,7 @@ RUNS = {
     "REINFORCE, masked": (REINFORCE, "test/Masked-v0", {**NET, "train_freq": 16, "n_envs": 2}, 96, 50),
     "C51, JAX, 2 seeds": (C51, "advantage/CartPole-v1", {**OFF, "seeds": 2, "n_atoms": 5}, 200, 100),
     "QRDQN, mid-chunk": (QRDQN, "CartPole-v1", {**OFF, "policy_kwargs": {"net_arch": [8], "n_quantiles": 4}}, 200, 103),
+    "IQN, 2 seeds": (IQN, "CartPole-v1", {**OFF, "n_envs": 2, "seeds": 2, "n_tau_samples": 3, "n_tau_prime_samples": 2}, 200, 104),
     "Rainbow, masked": (Rainbow, "test/Masked-v0", {**OFF, "n_atoms": 5}, 200, 103),
     "DQN, masked, remembering": (
         DQN, "test/Masked-v0", {**OFF, "policy": "MlpLstmPolicy", "policy_kwargs": REMEMBERING | {"burn_in": 2}, "n_envs": 2}, 200, 103,

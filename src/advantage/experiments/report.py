@@ -162,8 +162,9 @@ def _caution(results: Results) -> str:
 
 
 def _title(results: Results) -> str:
-    envs = results.envs
-    return f"{', '.join(results.algorithms)} on {envs[0] if len(envs) == 1 else f'{len(envs)} environments'}"
+    envs, names = results.envs, results.algorithms
+    shown = ", ".join(names) if len(names) <= 5 else f"{len(names)} algorithms"
+    return f"{shown} on {envs[0] if len(envs) == 1 else f'{len(envs)} environments'}"
 
 
 def _protocol(results: Results) -> str:
