@@ -347,6 +347,7 @@ def test_algorithms(run):
     assert code == 0 and all(name in out for name in ALGORITHMS)
     assert max(map(len, out.splitlines())) <= 80
     assert "arXiv:1707.06347" in out and "off-policy" in out and "multi_binary" in out
+    assert all(f"arXiv:{paper}" in out for paper in ("1509.06461", "1511.06581", "1710.02298", "1806.06923"))
 
 
 def test_a_walker_by_its_preset(run, tmp_path, monkeypatch):

@@ -381,7 +381,7 @@ def algorithms(*, debug: Debug = False) -> None:
     for column in ("name", "family", "policy", "action spaces", "paper"):
         table.add_column(column, no_wrap=column != "family")
     for name, face in sorted(ALGORITHMS.items()):
-        title, paper = _title(face.algorithm.__doc__ or "")
+        title, paper = _title((face.about or face.algorithm).__doc__ or "")
         policy = "off-policy" if hasattr(face.algorithm, "learn") else "on-policy"
         spaces = "\n".join(face.algorithm.ACTION_SPACES)
         table.add_row(name, title, policy, spaces, paper)

@@ -26,8 +26,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 import advantage
-from advantage.algorithms import a2c, c51, crossq, ddpg, discrete_sac, dqn, iqn, ppo, qrdqn, rainbow, reinforce, sac, td3, tqc, trpo
-from advantage.algorithms.double_dqn import double_value
+from advantage.algorithms import a2c, c51, crossq, ddpg, discrete_sac, double_dqn, dqn, iqn, ppo, qrdqn, rainbow, reinforce, sac, td3, tqc, trpo
 from advantage.algorithms.normalised import Normalised, normalised_agent
 from advantage.algorithms.recurrent import Recurrent, RecurrentOnPolicy
 from advantage.drivers.common import streams
@@ -49,7 +48,7 @@ from advantage.memory.prioritised import PrioritizedReplayBuffer
 from advantage.memory.replayed import WINDOWS, kind_of, with_memory
 from advantage.memory.sequences import check_windows
 from advantage.memory.settings import replay_settings
-from advantage.networks.dueling import dueling_network
+from advantage.networks import dueling
 from advantage.networks.extractors import check_policy, with_policy
 from advantage.networks.policy_kwargs import EXTRACTOR_WORDS, network_fields
 from advantage.networks.recurrent import Recurrence
@@ -146,6 +145,7 @@ class Model:
     """What all faces share. Use `DQN`, `PPO`, ..."""
 
     algorithm: ClassVar[ModuleType]
+    about: ClassVar[ModuleType | None] = None  # whose docstring names the paper; the algorithm's by default
     log_interval: ClassVar[int]
     log_episodes: ClassVar[bool]
     policies: ClassVar[tuple[str, ...]] = POLICIES  # what it takes; the first one is that of the command line
@@ -1137,7 +1137,8 @@ class DQN(Model):
 class DoubleDQN(DQN):
     """Double deep Q-learning (van Hasselt et al., 2016): `DoubleDQN("MlpPolicy", env).learn(total_timesteps)`."""
 
-    defaults: ClassVar[Mapping[str, Any]] = {"bootstrap": double_value}
+    about = double_dqn
+    defaults: ClassVar[Mapping[str, Any]] = {"bootstrap": double_dqn.double_value}
 
 
 class DuelingDQN(DQN):
@@ -1146,7 +1147,8 @@ class DuelingDQN(DQN):
     The paper's agent is a Double DQN too: `DuelingDQN("MlpPolicy", env, bootstrap=double_value)`.
     """
 
-    defaults: ClassVar[Mapping[str, Any]] = {"network": dueling_network}
+    about = dueling
+    defaults: ClassVar[Mapping[str, Any]] = {"network": dueling.dueling_network}
 
 
 class C51(Model):
@@ -1173,6 +1175,7 @@ class Rainbow(C51):
     C51 with the settings of `advantage.algorithms.rainbow`, each of which can be given otherwise.
     """
 
+    about = rainbow
     policies = tuple(policy for policy in POLICIES if not _remembers(policy))  # priorities are of single steps
     defaults: ClassVar[Mapping[str, Any]] = rainbow.SETTINGS
 

@@ -1,4 +1,4 @@
-"""Action values as the value of the state and what each action is better than the others."""
+"""Dueling networks: the value of the state, and what each action is better (Wang et al., 2016, https://arxiv.org/abs/1511.06581)."""
 
 import equinox as eqx
 import jax
