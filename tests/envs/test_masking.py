@@ -1,11 +1,14 @@
 """Which actions are legal: who says so, and what happens when nobody does."""
 
+import functools
+
 import gymnasium
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from advantage import (
+    DQN,
     PPO,
     ActionMasker,
     DummyVecEnv,
@@ -17,6 +20,7 @@ from advantage import (
     evaluate_policy,
     get_action_masks,
     is_masking_supported,
+    make_vec_env,
 )
 from advantage.envs.classic import CartPole
 from advantage.envs.jax import make_jax
@@ -259,3 +263,54 @@ def test_masks_of_jax_environments_are_as_long_as_there_are_choices():
 
     with pytest.raises(ValueError, match=r"has shape \(1,\): Discrete\(2\) has 2 choices, one entry for each"):
         PPO("MlpPolicy", Short(), **SMALL)
+
+
+class Over(gymnasium.Env):
+    """Cuts its episodes after 5 steps by itself; then it cannot say what is legal (`answer` None), or says nonsense."""
+
+    observation_space = gymnasium.spaces.Box(0.0, 1.0, (1,))
+    action_space = gymnasium.spaces.Discrete(4)
+
+    def __init__(self, answer=None):
+        self.answer = answer
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        assert self.action_masks()[action], "an illegal action"
+        self.steps += 1
+        return np.full(1, self.steps / 5, np.float32), 1.0, False, self.steps == 5, {}
+
+    def action_masks(self):
+        if self.steps < 5:
+            return np.arange(4) == self.steps % 4
+        if self.answer is None:
+            raise RuntimeError("the game is over")
+        return self.answer
+
+
+@pytest.mark.parametrize("answer", [None, np.ones(3, bool)], ids=["raises", "another length"])
+def test_no_mask_at_the_end_of_an_episode_fails_nothing(answer):
+    """Nobody acts there: training goes on, on- and off-policy, and so does an evaluation; everything counts as legal."""
+    make = functools.partial(Over, answer)
+    model = PPO("MlpPolicy", make(), **SMALL)
+    try:
+        failure = None
+        model.learn(64)
+    except EnvironmentFailure as error:
+        failure = error
+    assert failure is None
+    assert evaluate_policy(model, make(), n_eval_episodes=3, warn=False) == (5.0, 0.0)
+    model = DQN("MlpPolicy", make(), seed=0, learning_starts=8, buffer_size=64, policy_kwargs={"net_arch": [4]}).learn(64)
+    ended = np.asarray(model._driver.memory.flags)[0] == 4  # truncated
+    assert ended.sum() > 5 and np.asarray(model._driver.memory.next_mask)[0][ended].all()
+
+
+def test_no_mask_at_the_end_fails_no_worker():
+    """The same in processes."""
+    vector = make_vec_env(Over, 2, vec_env="async")
+    PPO("MlpPolicy", vector, **SMALL).learn(64)
+    vector.close()

@@ -70,6 +70,17 @@ def mask_row(answer: Any, choices: int) -> np.ndarray:
     return row.astype(bool)
 
 
+def final_mask_row(ask: Callable[[], Any], choices: int) -> np.ndarray:
+    """What is legal where an episode was cut, as a row `[choices]`; everything where the environment cannot say.
+
+    Nobody acts there, and an environment may not expect the question once its episode is over.
+    """
+    try:
+        return mask_row(ask(), choices)
+    except Exception:
+        return np.ones(choices, bool)
+
+
 def silence_passive_checker(env: Any) -> None:
     """Mark Gymnasium's passive checker, which `gymnasium.make` adds, as done: it would speak before ours."""
     for wrapper in wrappers(env):

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from advantage.envs.single import call_method, has_masks, mask_row
+from advantage.envs.single import call_method, final_mask_row, has_masks, mask_row
 from advantage.types import Observed, Space, Spec, TimeStep
 
 
@@ -185,7 +185,7 @@ class SyncEnvs:
             return None
         rows = np.ones((len(self.envs), self.spec.choices), bool)
         for i in cut.nonzero()[0].tolist():
-            rows[i] = self._mask(i)
+            rows[i] = final_mask_row(self.envs[i].get_wrapper_attr("action_masks"), self.spec.choices)
         return rows.reshape(*self.shape, -1)
 
     def _mask(self, i: int) -> np.ndarray:

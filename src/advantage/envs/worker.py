@@ -33,7 +33,7 @@ import numpy as np
 from gymnasium.vector.utils import CloudpickleWrapper
 
 from advantage.envs.recorder import recorded
-from advantage.envs.single import has_masks, mask_row, silence_passive_checker
+from advantage.envs.single import final_mask_row, has_masks, mask_row, silence_passive_checker
 
 STEP, DONE, CLOSE = b"s", b".", b"c"
 ALIGNMENT = 64
@@ -238,10 +238,12 @@ class Server:
             except Exception as error:
                 raise EnvironmentFault(i, f"answered {answer!r} to step: {_kind(error)}") from error
             infos.append(info)
-            if self.masks and not over:
-                self._write_mask(block.final_mask if cut else block.mask, i)
             if over or cut:
+                if self.masks and not over:
+                    block.final_mask[i] = final_mask_row(self.masks[i], self.layout.choices)
                 self._reset_one(i, None)
+            elif self.masks:
+                self._write_mask(i)
         block.doing[:] = OTHERWISE, 0
         return infos
 
@@ -258,7 +260,7 @@ class Server:
         with _blamed(i, "in reset()"):
             self._write(self.block.obs, i, self.envs[i].reset(seed=seed)[0])
         if self.masks:
-            self._write_mask(self.block.mask, i)
+            self._write_mask(i)
         self.block.doing[:] = OTHERWISE, 0
 
     def _write(self, rows: list[np.ndarray], i: int, obs: Any) -> None:
@@ -271,9 +273,9 @@ class Server:
                 raise ValueError(f"observations have shape {x.shape}, expected {leaf.shape}")
             row[i] = x
 
-    def _write_mask(self, rows: np.ndarray, i: int) -> None:
+    def _write_mask(self, i: int) -> None:
         with _blamed(i, "in action_masks()"):
-            rows[i] = mask_row(self.masks[i](), self.layout.choices)
+            self.block.mask[i] = mask_row(self.masks[i](), self.layout.choices)
 
     def _bytes(self, message: Any) -> bytes:
         try:
