@@ -300,7 +300,7 @@ def test_no_mask_at_the_end_of_an_episode_fails_nothing(answer):
     try:
         failure = None
         model.learn(64)
-    except EnvironmentFailure as error:
+    except Exception as error:  # of whatever kind
         failure = error
     assert failure is None
     assert evaluate_policy(model, make(), n_eval_episodes=3, warn=False) == (5.0, 0.0)
