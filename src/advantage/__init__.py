@@ -38,6 +38,8 @@ _HOME = {
     "DummyVecEnv": "advantage.envs.vec_env",
     "SubprocVecEnv": "advantage.envs.subproc",
     "make_vec_env": "advantage.envs.vec_env",
+    "make_atari": "advantage.envs.atari",
+    "human_normalized_score": "advantage.experiments.atari",
     "NatureCNN": "advantage.networks.cnn",
     "ImpalaCNN": "advantage.networks.cnn",
     "CombinedExtractor": "advantage.networks.extractors",
@@ -81,12 +83,14 @@ _HOME = {
 __all__ = ["__version__", *_HOME]
 
 if TYPE_CHECKING:
+    from advantage.envs.atari import make_atari
     from advantage.envs.check import check_env
     from advantage.envs.masking import ActionMasker, get_action_masks, is_masking_supported
     from advantage.envs.normalise import VecNormalize, sync_envs_normalization
     from advantage.envs.shaping import PotentialShaping
     from advantage.envs.subproc import SubprocVecEnv
     from advantage.envs.vec_env import DummyVecEnv, make_vec_env
+    from advantage.experiments.atari import human_normalized_score
     from advantage.envs.wrappers import (
         ActionRepeat,
         ClipReward,

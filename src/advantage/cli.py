@@ -290,6 +290,7 @@ def evaluate(
     episodes: int = 20,
     seed: int = 0,
     stochastic: bool = False,
+    epsilon: float = 0.0,
     debug: Debug = False,
 ) -> None:
     """Play whole episodes with a saved model, each seed's agent in turn.
@@ -299,14 +300,18 @@ def evaluate(
         episodes: For each seed.
         seed: Of the environment.
         stochastic: Sample actions instead of taking the best.
+        epsilon: Probability of a random action, such as 0.001 for Atari games.
     """
+    from advantage.experiments.atari import human_normalized_score
     from advantage.training.evaluation import evaluate_seeds
 
     model = _load(file)
     env = _env_of(model, env, file)
     began = time.perf_counter()
-    returns = evaluate_seeds(model, env, episodes, not stochastic, seed=seed)
+    returns = evaluate_seeds(model, env, episodes, not stochastic, seed=seed, epsilon=epsilon)
     note = f"{episodes} episodes each, {time.perf_counter() - began:.1f} s"
+    human = human_normalized_score(env, returns.mean())
+    note += "" if human is None else f", {human:.0%} of a human's score over random play"
     print_table(f"{type(model).__name__} on {env}", list(returns), model.seed or 0, note)
 
 
@@ -434,9 +439,11 @@ def suggest(
 
 def _made(face: type[Model], env: str, preset: Preset | None, given: Mapping[str, Any], **options: int) -> Model:
     """A model by a preset's settings and the user's own, which win."""
+    from advantage.models import usual_policy
+
     fields = {**(preset.settings if preset else {}), **given}
     try:
-        return face(fields.pop("policy", face.policies[0]), env, **options, **fields)
+        return face(fields.pop("policy", usual_policy(face, env)), env, **options, **fields)
     except (TypeError, ValueError) as error:
         # What the user did not give has to say where it comes from.
         if preset and any(name in str(error) for name in preset.settings if name not in given):

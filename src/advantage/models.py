@@ -40,6 +40,7 @@ from advantage.envs.masking import given_masks, require_masks, spec_of
 from advantage.envs.make import host_envs, is_gymnasium_id, reserve_threads, resolve_env
 from advantage.envs.normalise import VecNormalize, taken_off
 from advantage.envs.running import is_normalised
+from advantage.envs.atari import is_atari_id
 from advantage.envs.vec_env import DummyVecEnv, known_kind
 from advantage.envs.vector import HostEnvs, to_rows
 from advantage.equations.schedules import Linear, Schedule
@@ -461,6 +462,7 @@ class Model:
             "observation_space": _plain_space(self._require_spec().observation),
             "action_space": _plain_space(self._spec.action),
             "masked": self._spec.masked,
+            "stacked": self._spec.stacked,
             "env_id": self.env_id,
             "env_plain": self._env_plain,
             "counters": {"num_timesteps": self.num_timesteps, "stop": self._stop, "seeds": self.num_seeds},
@@ -526,7 +528,7 @@ class Model:
         stored = undescribe(model._config, header["config"], header["callables"], fields)
         stored |= {k: undescribe_schedule(v) for k, v in header["schedules"].items()}
         config, schedules = configured(model._config, {}, {**stored, **fields})
-        spec = Spec(_space(header["observation_space"]), _space(header["action_space"]), bool(header.get("masked")))
+        spec = Spec(_space(header["observation_space"]), _space(header["action_space"]), bool(header.get("masked")), bool(header.get("stacked")))
         template = jax.eval_shape(lambda: _initial_state(model.algorithm, config, spec, seeds))
         model._set(
             _config=config, _schedules=schedules, _spec=spec, _state=restored(template, arrays, "the file"),
@@ -959,6 +961,11 @@ def _batched(space: Space, observation: Any) -> tuple[PyTree, int, bool]:
         f"observation has shape {given}, expected {one} for one or {many} for a batch:"
         " give observations of the model's observation_space"
     )
+
+
+def usual_policy(face: type[Model], env: Any) -> str:
+    """The policy where nobody names one: `CnnPolicy` for Atari games, else the face's first."""
+    return "CnnPolicy" if is_atari_id(env) and "CnnPolicy" in face.policies else face.policies[0]
 
 
 def _env_id(env: Any) -> str | None:

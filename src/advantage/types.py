@@ -123,6 +123,7 @@ class Spec:
     observation: Space
     action: Space
     masked: bool = False  # whether it says which actions are legal
+    stacked: bool = False  # whether observations are the last frames, of which a step adds one: `obs[1:]` is the next `obs[:-1]`
 
     @property
     def choices(self) -> int:
@@ -152,7 +153,8 @@ class TimeStep(NamedTuple):
 
     `observed` is what the policy sees next: after an episode's end, the first observation of the next
     one. `final_obs` is the observation that followed the action; it differs from `observed.obs` only
-    where an episode ended. `valid` is False for the dummy step of next-step autoreset.
+    where an episode ended. `valid` is False for the dummy step of next-step autoreset. Where `terminated` is true
+    and the next `is_first` is not, what is learned of ends and nothing was reset: a life was lost in a game.
     """
 
     observed: Observed
@@ -162,6 +164,12 @@ class TimeStep(NamedTuple):
     final_obs: PyTree  # [N, ...]
     valid: Array | None = None  # [N] bool; None: all are
     final_mask: Array | None = None  # [N, actions] bool: what was legal in `final_obs`; read where an episode was truncated
+    played: tuple[Array, Array] | None = None  # ([N] reward, [N] whether an episode ended), where others are reported
+
+    def reported(self, valid: Any, done: Any) -> tuple[Any, Any, Any]:
+        """`(reward, valid, done)` of the episodes that are reported."""
+        reward, done = self.played or (self.reward, done)
+        return reward, valid, done
 
 
 class Chunk(NamedTuple):

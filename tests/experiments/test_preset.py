@@ -14,9 +14,9 @@ import advantage
 from advantage import preset
 from advantage.envs.make import resolve_env
 from advantage.experiments.cost import spec_of
-from advantage.experiments.preset import Preset, find_preset, presets
+from advantage.experiments.preset import ATARI, Preset, find_preset, presets
 from advantage.experiments.statistics import bootstrap_interval, iqm
-from advantage.models import ALGORITHMS
+from advantage.models import ALGORITHMS, usual_policy
 from advantage.types import Spec
 
 ROOT = Path(__file__).parents[2]
@@ -43,15 +43,16 @@ def spec(env: str) -> Spec:
 @pytest.mark.parametrize("one", EVERY, ids=name)
 def test_a_preset_can_be_trained(one):
     face = ALGORITHMS[one.algorithm]
-    assert re.search(r"-v\d+$", one.env), "an id without version means another task next year"
+    assert one.env == ATARI or re.search(r"-v\d+$", one.env), "an id without version means another task next year"
     assert one.total_timesteps > 0 and one.source
     if "normalize" in one.settings and "normalize" not in inspect.signature(face).parameters:
         pytest.skip("needs `normalize`, which the models do not know yet")
-    model = face(one.settings.pop("policy", "MlpPolicy"), None, **one.settings)  # unknown names raise
+    env = one.env.replace(ATARI, "ALE/Pong-v5")
+    model = face(one.settings.pop("policy", usual_policy(face, env)), None, **one.settings)  # unknown names raise
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model._check(
-            spec(one.env), model.n_envs, one.env.startswith("advantage/")
+            spec(env), model.n_envs, env.startswith("advantage/")
         )  # values that cannot work raise
 
 
@@ -87,6 +88,14 @@ def test_preset():
     found.settings.clear()
     assert preset("PPO", "CartPole-v1").settings, "a caller's changes stay the caller's"
     assert advantage.Preset is Preset
+
+
+def test_every_atari_game_has_the_preset_of_all():
+    for env in ("ALE/Pong-v5", "ALE/MsPacman-v5@machado"):
+        for found in (preset("DQN", env), find_preset("DQN", env)):
+            assert found.env == env and found.settings["target_update_interval"] == 1000
+            assert found.total_timesteps == 10_000_000
+    assert find_preset("SAC", "ALE/Pong-v5") is None
 
 
 def test_a_preset_trains():

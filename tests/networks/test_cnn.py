@@ -150,22 +150,46 @@ def test_any_leading_axes():
 
 
 @pytest.mark.parametrize(("stride", "kernel"), [(1, 3), (2, 4)])
-def test_a_convolution_is_xlas(stride, kernel):
-    """Values and gradients, mapped over seeds with weights of each; sides that the stride does not divide."""
+@pytest.mark.parametrize("mapped", ["nothing", "both", "pictures", "weights"])
+def test_a_convolution_is_xlas(stride, kernel, mapped):
+    """Values and gradients, in a loop too, alone and mapped over seeds; sides that the stride does not divide."""
     draw = np.random.default_rng(0)
-    shapes = (3, 2, 9, 8, 2), (3, kernel, kernel, 2, 5), (3, 5)
-    x, weight, bias = (jnp.asarray(draw.normal(size=shape), jnp.float32) for shape in shapes)
+    shapes = {"x": (3, 2, 9, 8, 2), "weight": (3, kernel, kernel, 2, 5), "bias": (3, 5)}
+    axes = {"nothing": (None, None, None), "both": (0, 0, 0), "pictures": (0, None, None), "weights": (None, 0, 0)}[mapped]
+    given = [
+        jnp.asarray(draw.normal(size=shape if axis == 0 else shape[1:]), jnp.float32)
+        for shape, axis in zip(shapes.values(), axes, strict=True)
+    ]
 
     def answers(function):
         def total(x, weight, bias):
             y = function(x, Conv(weight, bias, stride))
             return jnp.sum(jnp.sin(y)), y
 
-        return jax.jit(jax.vmap(jax.grad(total, (0, 1, 2), has_aux=True)))(x, weight, bias)
+        def looped(*given):
+            once = jax.grad(total, (0, 1, 2), has_aux=True)
+            return jax.lax.fori_loop(0, 1, lambda _, carry: once(*given), jax.tree.map(jnp.zeros_like, once(*given)))
+
+        return jax.jit(looped if mapped == "nothing" else jax.vmap(looped, axes))(*given)
 
     found, expected = answers(lambda x, layer: layer(x)), answers(lambda x, layer: convolved(x, layer, "VALID"))
     for ours, xlas in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(ours, xlas, atol=1e-4)
+
+
+def test_a_product_of_a_hessian():
+    """Forward over reverse, as TRPO does it, against XLA's own convolution."""
+    draw = np.random.default_rng(0)
+    x, weight, way = (jnp.asarray(draw.normal(size=s), jnp.float32) for s in ((2, 8, 8, 2), (4, 4, 2, 3), (4, 4, 2, 3)))
+
+    def product(function):
+        def total(weight):
+            return jnp.sum(jnp.sin(function(x, Conv(weight, jnp.zeros(3), 2))))
+
+        return jax.jit(lambda way: jax.linearize(jax.grad(total), weight)[1](way))(way)
+
+    expected = product(lambda x, layer: convolved(x, layer, "VALID"))
+    np.testing.assert_allclose(product(lambda x, layer: layer(x)), expected, atol=1e-4)
 
 
 def test_the_pool_by_hand():

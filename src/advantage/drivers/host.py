@@ -208,7 +208,7 @@ class HostDriver:
             done = time_step.terminated | time_step.truncated if ended else None
             rows.write(observed, action, time_step, valid, done)
             self._observed = time_step.observed
-            self._episodes.count(time_step.reward, valid, done, time_step.observed.is_first)
+            self._episodes.count(*time_step.reported(valid, done), time_step.observed.is_first)
             last = rows.full() or self._least >= stop
             if on_step is not None and not on_step(Step(observed, action, time_step, self._least, last)):
                 return False

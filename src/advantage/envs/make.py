@@ -9,6 +9,7 @@ import gymnasium
 
 from advantage import platform
 from advantage.envs.async_envs import RemoteEnv
+from advantage.envs.atari import Atari, is_atari_id, make_atari
 from advantage.envs.check import check_env
 from advantage.envs.jax import check_mask, is_jax_env, is_ours, make_jax
 from advantage.envs.native import EnvPool
@@ -42,7 +43,11 @@ def resolve_env(env: Any, n_envs: int, vec_env: str = "sync") -> Any:
         )
     if isinstance(env, str):
         make = functools.partial(make_gymnasium, env)
-        if vec_env in ("native", "envpool"):
+        if is_atari_id(env) and vec_env != "envpool":
+            if vec_env == "async":
+                raise ValueError("vec_env='async' runs environments in processes, and ALE has its own threads: leave vec_env out")
+            env = make_atari(env, n_envs)
+        elif vec_env in ("native", "envpool"):
             env = make_at_once(vec_env, env, n_envs)
         else:
             env = (SubprocVecEnv if vec_env == "async" else DummyVecEnv)([make] * n_envs)
@@ -107,7 +112,7 @@ def _copy(env: gymnasium.Env) -> gymnasium.Env:
 
 
 def _vector_copy(env: gymnasium.vector.VectorEnv) -> gymnasium.vector.VectorEnv:
-    if isinstance(env, EnvPool):
+    if isinstance(env, EnvPool | Atari):
         return env.copy()
     if env.spec is None:
         raise ValueError(

@@ -15,7 +15,7 @@ from advantage.envs.normalise import taken_off
 from advantage.envs.single import has_masks, mask_row
 from advantage.envs.subproc import SubprocVecEnv
 from advantage.envs.vec_env import DummyVecEnv
-from advantage.envs.vector import legal
+from advantage.envs.vector import legal, vector_spec
 from advantage.types import Space, Spec
 
 
@@ -82,7 +82,7 @@ def spec_of(env: Any) -> Spec:
     if is_jax_env(env):
         return jax_spec(env)
     if isinstance(env, gymnasium.vector.VectorEnv):
-        return Spec.from_gymnasium(env.single_observation_space, env.single_action_space)
+        return vector_spec(env)
     spec = Spec.from_gymnasium(env.observation_space, env.action_space)
     return dataclasses.replace(spec, masked=is_masking_supported(env))
 

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from advantage.envs.atari import Atari
 from advantage.envs.single import call_method, final_mask_row, has_masks, mask_row
 from advantage.types import Observed, Space, Spec, TimeStep
 
@@ -203,7 +204,7 @@ class VectorEnvs:
 
     def __init__(self, envs: list[gymnasium.vector.VectorEnv]):
         first = envs[0]
-        self.spec = Spec.from_gymnasium(first.single_observation_space, first.single_action_space)
+        self.spec = vector_spec(first)
         self.num_seeds, self.num_envs, self.envs = len(envs), first.num_envs, envs
         mode = first.metadata.get("autoreset_mode", gymnasium.vector.AutoresetMode.NEXT_STEP)
         self.mode = gymnasium.vector.AutoresetMode(mode)
@@ -236,15 +237,18 @@ class VectorEnvs:
 
     def _same_step(self, answers, raw, reward, terminated, truncated, done) -> TimeStep:
         """An end is reset at once; the final observation comes in the info."""
-        obs = self._stack(raw)
-        final = obs
+        obs, infos = self._stack(raw), [answer[4] for answer in answers]
+        final, played = obs, None
+        if "score" in infos[0]:  # where a life lost ends what is learned from, and not the game
+            done = np.stack([info["_final_obs"] for info in infos])
+            played = np.stack([info["score"] for info in infos]), done
         if done.any():
             final = jax.tree.map(np.copy, obs)
             for s, i in np.argwhere(done):
-                last = to_rows(self.spec.observation, answers[s][4]["final_obs"][i])
+                last = to_rows(self.spec.observation, infos[s]["final_obs"][i])
                 for rows, x in zip(jax.tree.leaves(final), jax.tree.leaves(last), strict=True):
                     rows[s, i] = x
-        return TimeStep(Observed(obs, done), reward, terminated, truncated, final)
+        return TimeStep(Observed(obs, done), reward, terminated, truncated, final, played=played)
 
     def _disabled(self, answers, raw, reward, terminated, truncated, done) -> TimeStep:
         """Nothing is reset by the environment: reset those that ended."""
@@ -277,6 +281,12 @@ class VectorEnvs:
         if space.kind not in ("dict", "tuple"):
             return np.array(obs, space.dtype)
         return jax.tree.map(lambda *x: np.stack(x), *[to_rows(space, x) for x in obs])
+
+
+def vector_spec(env: gymnasium.vector.VectorEnv) -> Spec:
+    """The spaces of one of its environments, and whether observations are stacks of frames."""
+    spec = Spec.from_gymnasium(env.single_observation_space, env.single_action_space)
+    return dataclasses.replace(spec, stacked=isinstance(env, Atari) and env.stack > 1)
 
 
 class Writer:

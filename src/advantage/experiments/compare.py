@@ -27,7 +27,7 @@ from advantage.experiments.results import (
     check_settings,
     read_results,
 )
-from advantage.models import ALGORITHMS, Model, algorithm_named
+from advantage.models import ALGORITHMS, Model, algorithm_named, usual_policy
 from advantage.training.callbacks import BaseCallback
 from advantage.training.evaluation import evaluate_seeds
 from advantage.training.hyperparameters import whole
@@ -219,7 +219,7 @@ def _train(pair: Pair, protocol: Protocol, seed: int, seeds: int, progress_bar: 
 
 def _made(pair: Pair, seed: int, seeds: int) -> Model:
     fields = {**pair.beneath, **pair.settings}
-    policy = fields.pop("policy", pair.face.policies[0])
+    policy = fields.pop("policy", usual_policy(pair.face, pair.env))
     return pair.face(policy, pair.env, seed=seed, seeds=seeds, **fields)
 
 

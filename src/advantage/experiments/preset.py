@@ -12,7 +12,11 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from advantage.envs.atari import is_atari_id
+
 FOLDER = Path(__file__).with_name("presets")
+ATARI = "ALE/*"
+"""The entry of every Atari game."""
 
 
 class Verified(NamedTuple):
@@ -74,6 +78,8 @@ def preset(algorithm: str, env: str) -> Preset:
     if not known:
         raise ValueError(f"algorithm={algorithm!r} has no presets: choose from {', '.join(_files())}")
     found = {one.env: one for one in known}
+    if is_atari_id(env) and ATARI in found:
+        return dataclasses.replace(found[ATARI], env=env)
     if env not in found:
         near = difflib.get_close_matches(env, found, n=3, cutoff=0.6) or list(found)
         raise ValueError(
@@ -84,7 +90,7 @@ def preset(algorithm: str, env: str) -> Preset:
 
 def find_preset(algorithm: str, env: str) -> Preset | None:
     """As `preset`; None where there is none."""
-    return next((one for one in presets(algorithm) if one.env == env), None)
+    return next((dataclasses.replace(one, env=env) for one in presets(algorithm) if one.env in (env, ATARI * is_atari_id(env))), None)
 
 
 def presets(algorithm: str | None = None) -> list[Preset]:

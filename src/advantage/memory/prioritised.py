@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 from advantage.equations.distributions import Key
 from advantage.equations.returns import Scalar
 from advantage.equations.schedules import Linear
-from advantage.memory import uniform
+from advantage.memory import frames, uniform
 from advantage.types import Chunk, Spec, require
 
 LEAST, MOST = np.float32(1e-30), np.float32(1e25)
@@ -87,7 +87,11 @@ def push(memory: Replay, chunk: Chunk) -> Replay:
     row = uniform.places(memory.rows, chunk.valid).reshape(-1)
     kept, greatest = row < memory.rows.reward.shape[0], memory.priorities.greatest
     tree = with_shares(memory.priorities.tree, row, jnp.broadcast_to(greatest, row.shape), kept)
-    return Replay(uniform.push(memory.rows, chunk), Priorities(tree, greatest))
+    rows = uniform.push(memory.rows, chunk)
+    if isinstance(rows.obs, frames.Frames):  # rows may be forgotten before their place is taken
+        gone, is_gone = frames.before_oldest(rows, frames.most_forgotten(rows, len(chunk.valid)))
+        tree = with_shares(tree, gone, jnp.zeros(gone.shape), is_gone)
+    return Replay(rows, Priorities(tree, greatest))
 
 
 def sample(

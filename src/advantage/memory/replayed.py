@@ -58,18 +58,13 @@ def _pushing(init: Callable, push: Callable, *rest: Callable) -> Kind:
 
 
 _ROWS_ALONE: tuple[Callable, Callable] = (lambda memory: (memory, ()), lambda rows, priorities: rows)
-
-
-def _unchanged(priorities: tuple[()], row: None, errors: Array, counts: Array) -> tuple[()]:
-    return priorities
-
-
+_NO_PRIORITIES: tuple[Callable] = (lambda priorities, row, errors, counts: priorities,)
 UNIFORM = _pushing(
     uniform.init,
     uniform.push,
     *_ROWS_ALONE,
     lambda config, memory, key: (uniform.sample(memory, key, config.batch_size, config.n_steps, config.gamma), None),
-    _unchanged,
+    *_NO_PRIORITIES,
 )
 WINDOWS = Kind(
     sequences.init_memory,
@@ -77,7 +72,7 @@ WINDOWS = Kind(
     sequences.remember,
     *_ROWS_ALONE,
     lambda config, memory, key: (sequences.sample(config, memory, key), None),
-    _unchanged,
+    *_NO_PRIORITIES,
 )
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Array
 
 from advantage.equations.distributions import Key
 from advantage.equations.returns import Scalar
-from advantage.memory import uniform
+from advantage.memory import frames, uniform
 from advantage.memory.uniform import Batch, Replay
 from advantage.networks.recurrent import Carry, Windows, empty_carry
 from advantage.types import Chunk, Observed, Spec, sanitise
@@ -93,7 +93,7 @@ def sample_windows(
     learned = rows[burn_in:].reshape(-1)
     flags, begun = memory.flags[rows], row(jnp.maximum(first - burn_in, 0))
     windows = Windows(
-        obs=jax.tree.map(lambda x: x[rows], memory.obs),
+        obs=frames.seen(memory, rows),
         is_first=(flags & uniform.FIRST) > 0,
         held=held,
         carry=jax.tree.map(lambda x: x[begun], memory.carry),
@@ -105,7 +105,7 @@ def sample_windows(
         action=memory.action[learned],
         reward=memory.reward[learned],
         discount=jnp.where(terminated, 0.0, gamma),
-        next_obs=windows._replace(following=jax.tree.map(lambda x: x[rows[burn_in:]], memory.next_obs)),
+        next_obs=windows._replace(following=frames.followed(memory, rows[burn_in:])),
         mask=jax.tree.map(lambda x: x[learned], memory.mask),
         next_mask=jax.tree.map(lambda x: x[learned], memory.next_mask),
         # Scaled so that a mean over all rows is the mean over those that exist.

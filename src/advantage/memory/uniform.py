@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree, UInt8
 
 from advantage.equations.distributions import Key
 from advantage.equations.returns import Scalar, n_step_return
+from advantage.memory import frames
 from advantage.types import Chunk, Space, Spec, legal_next, legal_now, sanitise, successor
 
 FIRST, TERMINATED, TRUNCATED = np.uint8(1), np.uint8(2), np.uint8(4)
@@ -21,8 +22,8 @@ FIRST, TERMINATED, TRUNCATED = np.uint8(1), np.uint8(2), np.uint8(4)
 class Replay(NamedTuple):
     """N rings of C rows each, flat: row `n * C + slot`."""
 
-    obs: PyTree  # [N*C, ...]
-    next_obs: PyTree  # [N*C, ...]
+    obs: PyTree  # [N*C, ...]; `Frames` where these are stacked
+    next_obs: PyTree  # [N*C, ...]; () beside `Frames`
     action: Array  # [N*C, ...]
     reward: Float[Array, " NC"]
     flags: UInt8[Array, " NC"]  # FIRST, TERMINATED and TRUNCATED, added up
@@ -55,10 +56,11 @@ def init(spec: Spec, num_envs: int, capacity: int) -> Replay:
         return jax.tree.map(lambda x: jnp.zeros((rows, *x.shape), x.dtype), space.zeros())
 
     counters = [jnp.zeros(num_envs, jnp.int32) for _ in range(2)]
-    obs, next_obs, action = zeros(spec.observation), zeros(spec.observation), zeros(spec.action)
+    plain = [zeros(spec.observation) for _ in range(2)] if not spec.stacked else None
+    obs, next_obs = plain or (frames.init(spec.observation, num_envs, rows // num_envs), ())
     # All legal where nothing was remembered: what is computed there is thrown away, and has to be finite.
     masks = [jnp.ones((rows, spec.choices), bool) if spec.masked else None for _ in range(2)]
-    return Replay(obs, next_obs, action, jnp.zeros(rows, jnp.float32), jnp.zeros(rows, jnp.uint8), *counters, *masks)
+    return Replay(obs, next_obs, zeros(spec.action), jnp.zeros(rows, jnp.float32), jnp.zeros(rows, jnp.uint8), *counters, *masks)
 
 
 def places(memory: Replay, valid: Bool[Array, "T N"]) -> Int[Array, "T N"]:
@@ -89,16 +91,17 @@ def push(memory: Replay, chunk: Chunk, carry: PyTree = ()) -> Replay:
     row = jnp.pad(row, ((0, 1), (0, 0)), constant_values=num_envs * capacity) if alone else row
     # A row after one that was left out goes on with nothing that is remembered.
     after_gap = jnp.concatenate([jnp.zeros_like(chunk.valid[:1]), ~chunk.valid[:-1]])
-    flags = jnp.where(chunk.is_first | after_gap, FIRST, 0)
-    flags |= jnp.where(chunk.terminated, TERMINATED, 0) | jnp.where(chunk.truncated, TRUNCATED, 0)
+    begins = chunk.is_first | after_gap
+    flags = jnp.where(begins, FIRST, 0) | jnp.where(chunk.terminated, TERMINATED, 0)
+    flags |= jnp.where(chunk.truncated, TRUNCATED, 0)
 
     def write(ring: Array, new: Array) -> Array:
         new = jnp.concatenate([new, new]) if alone else new
         return ring.at[row].set(new.astype(ring.dtype), mode="drop")
 
-    return Replay(
-        obs=jax.tree.map(write, memory.obs, chunk.obs),
-        next_obs=jax.tree.map(write, memory.next_obs, successor(chunk)),
+    new = Replay(
+        obs=frames.plain(write, memory.obs, chunk.obs),
+        next_obs=frames.plain(write, memory.next_obs, successor(chunk)),
         action=write(memory.action, chunk.action),
         reward=write(memory.reward, chunk.reward),
         flags=write(memory.flags, flags),
@@ -108,6 +111,7 @@ def push(memory: Replay, chunk: Chunk, carry: PyTree = ()) -> Replay:
         next_mask=jax.tree.map(write, memory.next_mask, next_mask),
         carry=jax.tree.map(write, memory.carry, carry),
     )
+    return frames.push(memory, new, chunk, begins, row) if isinstance(memory.obs, frames.Frames) else new
 
 
 def sample(memory: Replay, key: Key, batch_size: int, n_steps: int, gamma: Scalar) -> Batch:
@@ -135,11 +139,11 @@ def transitions(
     last = jnp.sum(jnp.cumprod(going_on[:, :-1].astype(jnp.int32), axis=1), axis=1)
     last_row = jnp.take_along_axis(row, last[:, None], axis=1)[:, 0]
     return Batch(
-        obs=jax.tree.map(lambda x: x[row[:, 0]], memory.obs),
+        obs=frames.seen(memory, row[:, 0]),
         action=memory.action[row[:, 0]],
         reward=reward,
         discount=jnp.where((memory.flags[last_row] & TERMINATED) > 0, 0.0, discount),
-        next_obs=jax.tree.map(lambda x: x[last_row], memory.next_obs),
+        next_obs=frames.followed(memory, last_row),
         mask=jax.tree.map(lambda x: x[row[:, 0]], memory.mask),
         next_mask=jax.tree.map(lambda x: x[last_row], memory.next_mask),
     )

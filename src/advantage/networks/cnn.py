@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Shaped
 
 from advantage.equations.distributions import Key
+from advantage.networks.convolution import convolve
 from advantage.networks.initialisers import Layers, Sizes, orthogonal_apart, uniform_fan_in
 from advantage.networks.mlp import Linear
 from advantage.types import Space
@@ -25,29 +26,14 @@ ROWS = 1024
 
 
 class Conv(eqx.Module):
-    """A convolution over `[N, H, W, I]` without padding; the kernel is a multiple of the stride.
-
-    Written as a product of matrices. XLA's own convolution is ten times slower on a CPU where it stands in a loop, as in
-    every update, and three times where it is mapped over seeds, with weights of each.
-    """
+    """A convolution over `[N, H, W, I]` without padding; the kernel is a multiple of the stride."""
 
     weight: Float[Array, "k k I O"]
     bias: Float[Array, " O"]
     stride: int = eqx.field(static=True)
 
     def __call__(self, x: Float[Array, "N H W I"]) -> Float[Array, "N P Q O"]:
-        kernel, _, channels, outputs = self.weight.shape
-        rows, columns = (window(side, kernel, self.stride) for side in x.shape[1:3])
-        # Squares of `stride` pixels become channels, of which a kernel spans `across` in each direction.
-        across, depth = kernel // self.stride, self.stride**2 * channels
-        x = self._squares(x, rows + across - 1, columns + across - 1).reshape(len(x), -1, columns + across - 1, depth)
-        weight = self._squares(self.weight.reshape(1, kernel, kernel, -1), across, across).reshape(-1, outputs)
-        moved = [x[:, i : i + rows, j : j + columns] for i in range(across) for j in range(across)]
-        return jnp.concatenate(moved, axis=-1) @ weight + self.bias.reshape(1, 1, 1, -1)
-
-    def _squares(self, x: Float[Array, "N H W F"], rows: int, columns: int) -> Float[Array, "N R S s s F"]:
-        x = x[:, : rows * self.stride, : columns * self.stride]
-        return x.reshape(len(x), rows, self.stride, columns, self.stride, -1).transpose(0, 1, 3, 2, 4, 5)
+        return convolve(x, self.weight, self.stride) + self.bias.reshape(1, 1, 1, -1)
 
 
 class NatureCNN(eqx.Module):

@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from advantage.envs.async_envs import AsyncEnvs
+from advantage.envs.atari import Atari, Film, is_atari_id, make_atari
 from advantage.envs.jax import JaxEnv, check_mask, is_jax_env, make_jax, reset_envs, step_envs
 from advantage.envs.make import JAX_PREFIXES, make_gymnasium, reserve_threads
 from advantage.envs.masking import get_action_masks, is_masking_supported
@@ -28,7 +29,7 @@ from advantage.envs.normalise import taken_off
 from advantage.envs.single import WrapperFacts, wrapper_facts
 from advantage.envs.subproc import SubprocVecEnv
 from advantage.envs.vec_env import DummyVecEnv
-from advantage.envs.vector import HostEnvs, SyncEnvs, VectorEnvs
+from advantage.envs.vector import HostEnvs, SyncEnvs, VectorEnvs, vector_spec
 from advantage.training.hyperparameters import undisturbed
 from advantage.types import Observed, Spec, TimeStep
 
@@ -56,6 +57,7 @@ def evaluate_policy(
     use_masking: bool = True,
     seed_index: int = 0,
     seed: int | None = None,
+    epsilon: float = 0.0,
 ) -> tuple[Any, Any]:
     """Mean and standard deviation of the return over episodes, as SB3's function of this name.
 
@@ -79,6 +81,8 @@ def evaluate_policy(
         seed_index: which of the agents trained side by side acts.
         seed: of the environments. None goes on with those given; ids and JAX environments start from 0,
             so that the same call gives the same episodes.
+        epsilon: probability of a random action in place of the policy's, as agents of Atari games are evaluated (0.05 by
+            Mnih et al., 2015; 0.001 by Hessel et al., 2018): without it a game may stand still for ever.
 
     Returns:
         `(mean, standard deviation)`, or `(returns, lengths)`, lists with an entry for each episode.
@@ -91,14 +95,15 @@ def evaluate_policy(
     _check_count(n_eval_episodes)
     model = getattr(model, "_model", model)  # `model.policy` acts as its model
     env = _jax_env(env) if _is_jax_id(env) else env
-    if is_jax_env(env) and _is_ours(model) and callback is None and not render and use_masking:
+    _check_epsilon(epsilon)
+    if is_jax_env(env) and _is_ours(model) and callback is None and not render and use_masking and not epsilon:
         returns, lengths = _rollouts(model, env, n_eval_episodes, deterministic, [seed_index], seed or 0)
         returns, lengths = returns[0].tolist(), lengths[0].tolist()
     else:
         with _host(model, env, n_eval_episodes, seed) as host, _same_predictions(model):
             if warn:
                 _warn_of_changed_rewards(host.envs)
-            play = _Play(model, host, deterministic, seed_index, use_masking)
+            play = _Play(model, host, deterministic, seed_index, use_masking, epsilon)
             returns, lengths = _count_episodes(play, n_eval_episodes, render, callback)[:2]
     mean = float(np.mean(returns))
     if reward_threshold is not None:
@@ -107,7 +112,7 @@ def evaluate_policy(
 
 
 def evaluate_seeds(
-    model: Any, env: Any, n_eval_episodes: int = 10, deterministic: bool = True, *, seed: int = 0
+    model: Any, env: Any, n_eval_episodes: int = 10, deterministic: bool = True, *, seed: int = 0, epsilon: float = 0.0
 ) -> Float[np.ndarray, "S episodes"]:
     """Returns of every seed's agent over episodes that begin alike for all; `model.best_seed` reads them.
 
@@ -116,11 +121,12 @@ def evaluate_seeds(
         env: as for `evaluate_policy`.
         n_eval_episodes: for each seed.
         seed: of the environments.
+        epsilon: probability of a random action.
 
     Raises:
         ValueError, EnvironmentFailure: as `evaluate_policy`.
     """
-    return evaluate_every_seed(model, env, n_eval_episodes, deterministic, seed=seed).returns
+    return evaluate_every_seed(model, env, n_eval_episodes, deterministic, seed=seed, epsilon=epsilon).returns
 
 
 class Episodes(NamedTuple):
@@ -141,20 +147,22 @@ def evaluate_every_seed(
     *,
     use_masking: bool = True,
     seed: int | None = None,
+    epsilon: float = 0.0,
 ) -> Episodes:
     """What `evaluate_policy` counts, for every seed's agent; arguments and errors are its own.
 
     With `seed=None` an environment that is given goes on in its random stream, from one agent to the next.
     """
     _check_count(n_eval_episodes)
+    _check_epsilon(epsilon)
     env, seeds = _jax_env(env) if _is_jax_id(env) else env, list(range(model.num_seeds))
-    if is_jax_env(env) and not render and use_masking:
+    if is_jax_env(env) and not render and use_masking and not epsilon:
         returns, lengths = _rollouts(model, env, n_eval_episodes, deterministic, seeds, seed or 0)
         return Episodes(np.asarray(returns, np.float64), lengths, np.full(returns.shape, np.nan))
     with _host(model, env, n_eval_episodes, seed) as host, _same_predictions(model):
         if warn:
             _warn_of_changed_rewards(host.envs)
-        plays = (_Play(model, host, deterministic, seed_index, use_masking) for seed_index in seeds)
+        plays = (_Play(model, host, deterministic, seed_index, use_masking, epsilon) for seed_index in seeds)
         played = [_count_episodes(play, n_eval_episodes, render, None) for play in plays]
     orders = [np.argsort(one.places, kind="stable") for one in played]
     columns = [
@@ -174,6 +182,8 @@ def spec_to_evaluate(env: Any) -> Spec:
     reserve_threads(env)  # it may be given before there is a model
     env, _ = taken_off(env)
     env = _jax_env(env) if _is_jax_id(env) else env
+    if is_atari_id(env):
+        return vector_spec(make_atari(env))
     if isinstance(env, str):
         with contextlib.closing(make_gymnasium(env)) as made:
             return Spec.from_gymnasium(made.observation_space, made.action_space)
@@ -202,7 +212,7 @@ def film(
     """
     _refuse_training(model, env)
     made = renderable(env) if isinstance(env, str) else env
-    one = _OneJaxEnv(made) if is_jax_env(made) else _OneGymnasium(made)
+    one: Any = made if isinstance(made, Film) else (_OneJaxEnv if is_jax_env(made) else _OneGymnasium)(made)
     try:
         with _same_predictions(model):
             obs, state, first, done, total = one.reset(seed), None, True, False, 0.0
@@ -244,6 +254,8 @@ def renderable(env_id: str) -> Any:
     Raises:
         ValueError, ImportError: there is no such environment, or it needs a package.
     """
+    if is_atari_id(env_id):
+        return Film(make_atari(env_id))
     return _jax_env(env_id) if _is_jax_id(env_id) else make_gymnasium(env_id, render_mode="rgb_array")
 
 
@@ -270,7 +282,11 @@ def _host(model: Any, env: Any, episodes: int, seed: int | None) -> Iterator[_Ho
     """Any environment as one that is stepped; what is made here is closed afterwards."""
     made, (env, wrapper) = None, taken_off(env)
     seen = _as_it_is if wrapper is None or _normalises(model) else wrapper.normalize_obs
-    if isinstance(env, str):
+    if is_atari_id(env):
+        env = made = make_atari(env, min(episodes, HOST_ENVS), training=False)
+    elif isinstance(env, Atari) and (env.training or _in_training(model, env)):
+        env = made = env.like(training=False)
+    elif isinstance(env, str):
         copies = min(episodes, HOST_ENVS)
         env = made = DummyVecEnv([functools.partial(make_gymnasium, env)] * copies)
     elif is_jax_env(env):
@@ -311,9 +327,13 @@ def _no_environment(env: Any) -> TypeError:
 class _Play:
     """A policy in N environments that are stepped one after the other."""
 
-    def __init__(self, model: Any, host: _Host, deterministic: bool, seed_index: int, use_masking: bool):
+    def __init__(
+        self, model: Any, host: _Host, deterministic: bool, seed_index: int, use_masking: bool, epsilon: float
+    ):
         self.model, self.host, self.deterministic, self.seed_index = model, host, deterministic, seed_index
-        self.use_masking = use_masking
+        self.use_masking, self.epsilon = use_masking, epsilon
+        # Drawn beside the environments' streams: all agents meet the same beginnings.
+        self.chance = np.random.default_rng([0xE95, *np.ravel(0 if host.seeds is None else host.seeds)])
         self.observed: Observed = _first(host.envs.reset(host.seeds))
         self.state: Any = None
 
@@ -328,9 +348,21 @@ class _Play:
             deterministic=self.deterministic,
             **options,
         )
+        if self.epsilon:
+            actions = self._some_random(np.asarray(actions), mask)
         step: TimeStep = _first(self.host.envs.step(np.asarray(actions)[None]))
         self.observed = step.observed
         return actions, step
+
+
+    def _some_random(self, actions: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
+        """Each with probability epsilon any legal one in its place."""
+        space = self.host.envs.spec.action
+        if space.kind != "discrete":
+            raise ValueError(f"epsilon={self.epsilon} is for Discrete actions, not {space.to_gymnasium()}: leave it out")
+        legal = np.ones((len(actions), space.n[0]), bool) if mask is None else np.asarray(mask)
+        others = np.array([self.chance.choice(np.flatnonzero(row)) for row in legal]) + space.start[0]
+        return np.where(self.chance.random(len(actions)) < self.epsilon, others, actions)
 
 
 class _Counted(NamedTuple):
@@ -647,7 +679,7 @@ def _copied(env: Any) -> Any:
         if isinstance(env, DummyVecEnv):
             copies = [_copied_one(one, make) for one, make in zip(env.envs, env.env_fns, strict=True)]
             return DummyVecEnv([functools.partial(_itself, one) for one in copies])
-        if isinstance(env, SubprocVecEnv | EnvPool):
+        if isinstance(env, SubprocVecEnv | EnvPool | Atari):
             return env.copy()
         if isinstance(env, gymnasium.vector.VectorEnv):
             return gymnasium.make_vec(env.spec)
@@ -690,6 +722,11 @@ def _reset_seeds(seed: int, num_envs: int) -> np.ndarray:
 def _check_count(episodes: int) -> None:
     if isinstance(episodes, bool) or int(episodes) != episodes or episodes < 1:
         raise ValueError(f"n_eval_episodes={episodes!r} has to be a whole number of at least 1")
+
+
+def _check_epsilon(epsilon: float) -> None:
+    if not 0 <= epsilon <= 1:
+        raise ValueError(f"epsilon={epsilon!r} is a probability: give one between 0 and 1")
 
 
 def check_spaces(model: Any, spec: Spec) -> None:

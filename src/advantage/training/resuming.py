@@ -12,6 +12,7 @@ import safetensors
 import safetensors.numpy
 
 from advantage.drivers.snapshot import Kept, put_memory, restore
+from advantage.envs.atari import Atari
 from advantage.envs.jax import is_jax_env
 from advantage.envs.recorder import is_plain
 from advantage.envs.subproc import SubprocVecEnv
@@ -148,4 +149,5 @@ def env_is_plain(env: Any) -> bool:
     """Whether an id alone makes these environments again."""
     if isinstance(env, SubprocVecEnv):
         return all(env.host.each(is_plain))
-    return is_jax_env(env) or all(map(is_plain, getattr(env, "envs", [env])))
+    plain = isinstance(env, Atari) and env.is_plain()
+    return plain or is_jax_env(env) or all(map(is_plain, getattr(env, "envs", [env])))
