@@ -154,19 +154,19 @@ def measure_training(library: str, run: jobs.Run) -> dict[str, Any]:
 
 
 def load(library: str, algorithm: str) -> Any:
-    """The class, with one thread for peers that use torch."""
+    """The class, with a thread for each core this is pinned to for peers that use torch."""
     module = "sb3_contrib" if library == "sb3" and algorithm in CONTRIB else MODULES[library]
     found = getattr(importlib.import_module(module), algorithm)
     if library in ("sb3", "sbx"):
         import torch
 
-        torch.set_num_threads(1)
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
     return found
 
 
 def build(library: str, algorithm: Any, run: jobs.Run) -> Any:
     """The model on its environments; both peers step theirs one by one in a `DummyVecEnv`."""
-    policy = jobs.policy_of(run.algorithm)
+    policy = jobs.policy_of(run.algorithm, run.env)
     if library == "ours":
         options: dict[str, Any] = {"seed": 0, "seeds": run.seeds}
         if run.vectorised:
@@ -180,9 +180,19 @@ def build(library: str, algorithm: Any, run: jobs.Run) -> Any:
         return algorithm(policy, env, **options, **run.settings)
     if run.seeds > 1 or run.vectorised:
         raise ValueError(f"{library} cannot run {run}: only one seed, no gymnasium.vector environments")
-    from stable_baselines3.common.env_util import make_vec_env
+    from stable_baselines3.common.env_util import make_atari_env, make_vec_env
 
-    env, settings = make_vec_env(run.env, run.n_envs, seed=0), dict(run.settings)
+    settings = dict(run.settings)
+    if run.env.startswith("ALE/"):
+        import ale_py
+        import gymnasium
+        from stable_baselines3.common.vec_env import VecFrameStack
+
+        gymnasium.register_envs(ale_py)
+        plain = {"frameskip": 1, "repeat_action_probability": 0.0}  # SB3's wrappers skip frames
+        env = VecFrameStack(make_atari_env(run.env, run.n_envs, seed=0, env_kwargs=plain), 4)
+    else:
+        env = make_vec_env(run.env, run.n_envs, seed=0)
     if settings.pop("normalize", False):
         from stable_baselines3.common.vec_env import VecNormalize
 

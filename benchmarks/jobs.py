@@ -21,8 +21,10 @@ def linear(start: float) -> Callable[[float], float]:
 # -- speed -------------------------------------------------------------------------------------------
 
 
-def policy_of(algorithm: str) -> str:
+def policy_of(algorithm: str, env: str = "") -> str:
     """The name of the policy that an algorithm is run with."""
+    if env.startswith("ALE/"):
+        return "CnnPolicy"
     return "MlpLstmPolicy" if algorithm.startswith("Recurrent") else "MlpPolicy"
 
 
@@ -79,7 +81,12 @@ _PPO_FUSED = _PPO._replace(env=FUSED, steps=204_800)
 _DQN = Run("DQN", GYM, 1, DQN, warmup=1_000, steps=16_000)
 _DQN_FUSED = _DQN._replace(env=FUSED, steps=80_000)
 
+_BREAKOUT = Run("DQN", "ALE/Breakout-v5", 1, {"buffer_size": 20_000, "learning_starts": 200, "target_update_interval": 1_000},
+                warmup=400, steps=1_600)  # fmt: skip
+
 RUNS: dict[str, Run] = {
+    "dqn-breakout": _BREAKOUT,
+    "dqn-breakout-2cores": _BREAKOUT._replace(cores=2),
     "ppo-gym": _PPO,
     "ppo-gymvec": _PPO._replace(vectorised=True),
     "ppo-fused": _PPO_FUSED,
@@ -236,6 +243,11 @@ CONTINUOUS: list[Check] = [
     _alone("compile-continuous", "compile: SBX's SAC, CPU-seconds", Value("sbx", "sac-pendulum", "compile_cpu"), None),
 ]  # fmt: skip
 
+VALUE: list[Check] = [
+    *_faster("dqn-breakout", "sb3", "dqn-breakout", 1.1),
+    *_faster("dqn-breakout-2cores", "sb3", "dqn-breakout-2cores", 1.5, clock="wall"),
+]
+
 POLICY: list[Check] = [
     *_faster("a2c-gym", "sb3", "a2c-gym", 4.0),
     *_faster("trpo-gym", "sb3", "trpo-gym", 4.0),
@@ -245,7 +257,7 @@ POLICY: list[Check] = [
     *_faster("ppo-fused-64envs", "sb3", "ppo-gym-64envs", 9.0),
 ]
 
-SUITES = {"speed": CHECKS, "continuous": CONTINUOUS, "policy": POLICY}
+SUITES = {"speed": CHECKS, "continuous": CONTINUOUS, "policy": POLICY, "value": VALUE}
 """What is measured in one run, by the name of its results."""
 JOBS = list(dict.fromkeys(check.job for checks in SUITES.values() for check in checks))
 

@@ -3,6 +3,7 @@
     python benchmarks/speed.py                          # all jobs, three rounds: about 15 minutes
     python benchmarks/speed.py --suite continuous       # off-policy continuous control: about 20 minutes
     python benchmarks/speed.py --suite policy           # policy gradients: about 10 minutes
+    python benchmarks/speed.py --suite value            # DQN from Atari's pixels: about 5 minutes
     python benchmarks/speed.py --job ppo-gym --rounds 1 # one job; its results go to .bench/
 
 Peers cannot live in our environment: they get their own under `.bench/` on first use, unless told where they
@@ -41,7 +42,7 @@ WORKER = ROOT / "benchmarks" / "_worker.py"
 BENCH = ROOT / ".bench"
 PEERS = {
     "sb3": ("torch==2.13.0", "stable-baselines3==2.9.2", "sb3-contrib==2.9.2",
-            "gymnasium[mujoco]==1.4.0", "numpy==2.4.6"),
+            "gymnasium[mujoco]==1.4.0", "numpy==2.4.6", "ale-py==0.12.1", "opencv-python-headless>=4.11"),
     "sbx": ("torch==2.13.0", "stable-baselines3==2.9.2", "gymnasium[mujoco]==1.4.0", "numpy==2.4.6",
             "sbx-rl==0.28.0", "jax==0.10.2", "jaxlib==0.10.2", "flax==0.12.8", "optax==0.2.8"),
 }  # fmt: skip
@@ -50,6 +51,7 @@ TITLES = {
     "speed": "Speed",
     "continuous": "Speed: continuous control",
     "policy": "Speed: policy gradients",
+    "value": "Speed: value-based, from Atari's pixels",
 }
 PATH_OPTIONS = ("--python-", "--out")
 

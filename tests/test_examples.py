@@ -14,6 +14,7 @@ from advantage import cli
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 BUDGETS = {
+    "atari": 60,
     "custom_env": 1024,
     "custom_loss": 512,
     "custom_network": 512,
@@ -64,6 +65,13 @@ def test_sweep(example):
     rates = [float(line.split()[0]) for line in out.splitlines() if re.match(r" +\d\.\de[+-]\d\d ", line)]
     np.testing.assert_allclose(rates, np.geomspace(3e-5, 1e-1, 8), rtol=0.05)
     assert "steps/s" in out
+
+
+def test_atari(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["atari.py", "ALE/Breakout-v5", str(BUDGETS["atari"]), str(tmp_path)])
+    runpy.run_path(str(EXAMPLES / "atari.py"), run_name="__main__")
+    assert "of a human's" in capsys.readouterr().out
+    assert {path.name for path in tmp_path.iterdir()} == {"atari.zip", "atari.gif"}
 
 
 @pytest.mark.parametrize("name", ["custom_env", "custom_loss", "custom_network", "gymnasium_dqn"])

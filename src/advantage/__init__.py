@@ -39,6 +39,8 @@ _HOME = {
     "SubprocVecEnv": "advantage.envs.subproc",
     "make_vec_env": "advantage.envs.vec_env",
     "make_atari": "advantage.envs.atari",
+    "make_atari_env": "advantage.envs.atari",
+    "VecFrameStack": "advantage.envs.atari",
     "human_normalized_score": "advantage.experiments.atari",
     "NatureCNN": "advantage.networks.cnn",
     "ImpalaCNN": "advantage.networks.cnn",
@@ -83,7 +85,7 @@ _HOME = {
 __all__ = ["__version__", *_HOME]
 
 if TYPE_CHECKING:
-    from advantage.envs.atari import make_atari
+    from advantage.envs.atari import VecFrameStack, make_atari, make_atari_env
     from advantage.envs.check import check_env
     from advantage.envs.masking import ActionMasker, get_action_masks, is_masking_supported
     from advantage.envs.normalise import VecNormalize, sync_envs_normalization

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import advantage
-from advantage import DQN, PPO, evaluate_policy, human_normalized_score, make_atari
+from advantage import DQN, PPO, VecFrameStack, evaluate_policy, human_normalized_score, make_atari, make_atari_env
 from advantage.cli import main
 from advantage.envs.atari import PROTOCOLS, is_atari_id, rom_of
 from advantage.envs.make import host_envs
@@ -106,6 +106,18 @@ def test_names(env_id, rom):
     assert rom_of(env_id) == rom
 
 
+def test_sb3s_names():
+    """`make_atari_env` and `VecFrameStack` give what `make_atari` does."""
+    venv = VecFrameStack(make_atari_env("BreakoutNoFrameskip-v4", n_envs=2, seed=4, wrapper_kwargs={"noop_max": 5}), n_stack=4)
+    env = make_atari("BreakoutNoFrameskip-v4", 2, seed=4, noop_max=5)
+    assert venv.settings == env.settings and venv.id == env.id and venv.first_seed == 4
+    np.testing.assert_array_equal(venv.reset()[0], env.reset()[0])
+    with pytest.raises(ValueError, match="stacks of 4 frames already: leave VecFrameStack out"):
+        VecFrameStack(venv, n_stack=2)
+    with pytest.raises(ValueError, match="this is a DummyVecEnv: wrap each environment"):
+        VecFrameStack(advantage.make_vec_env("CartPole-v1"), n_stack=4)
+
+
 def test_ids():
     assert all(map(is_atari_id, ("ALE/Pong-v5", "ALE/Pong-v5@machado", "PongNoFrameskip-v4")))
     assert not any(map(is_atari_id, ("CartPole-v1", "Pong-v5", "gymnax/Breakout-MinAtar", None)))
@@ -153,16 +165,30 @@ def driver_of(model):
 def test_what_is_reported_is_of_whole_games():
     """Returns and lengths of the log are raw scores and steps of whole games; what is remembered are signs and lives."""
     model = DQN("CnnPolicy", "ALE/Breakout-v5", n_envs=2, seed=0, **QUIET)
+    env, played = model.get_env(), [[], []]
+    step, scores, steps = env.step, np.zeros(2), np.zeros(2)
+
+    def counted(actions):
+        answer = step(actions)
+        scores[:], steps[:] = scores + answer[4]["score"], steps + 1
+        for n in np.flatnonzero(answer[4]["_final_obs"]):
+            played[0].append(scores[n]), played[1].append(steps[n])
+            scores[n] = steps[n] = 0
+        return answer
+
+    env.step = counted
     with pytest.warns(UserWarning, match="learning_starts"):
         model.learn(1_200)
     games = driver_of(model).recent(0)
     assert 4 <= games.total == len(games.returns) and games.lengths.min() > 90
+    np.testing.assert_array_equal((games.returns, games.lengths), played)
     _, memory = driver_of(model)._layout.unpack(driver_of(model)._arrays)
     flags, size = np.asarray(memory.flags[0]), np.asarray(memory.size[0]).sum()
     ends = (flags & uniform.TERMINATED > 0).sum()
     assert size == 1_200 and ends >= 4 * games.total and (flags & uniform.FIRST > 0).sum() == games.total + 2
     assert set(np.unique(memory.reward)) <= {0.0, 1.0}
-    assert games.returns.sum() <= np.asarray(memory.reward).sum() * 7  # bricks score 1, 4 and 7
+    scored = model.get_env().settings["clip_reward"] and np.asarray(memory.reward).sum()
+    assert 0 < scored <= games.returns.sum() + scores.sum()
 
 
 def test_what_is_remembered_is_what_was_seen():

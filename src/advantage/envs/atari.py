@@ -86,6 +86,43 @@ def make_atari(
     return env
 
 
+def make_atari_env(
+    env_id: str, n_envs: int = 1, seed: int | None = None, *, wrapper_kwargs: dict[str, Any] | None = None, vec_env_cls: Any = None
+) -> Atari:
+    """Atari games for training with one frame an observation, as SB3's function of this name; `VecFrameStack` stacks them.
+
+    Args:
+        env_id: as for `make_atari`.
+        n_envs: how many games.
+        seed: of the first game.
+        wrapper_kwargs: settings of `make_atari`, which are those of SB3's `AtariWrapper`.
+        vec_env_cls: not needed; ALE has threads of its own.
+
+    Raises:
+        ValueError, ImportError: as `make_atari`.
+    """
+    return make_atari(env_id, n_envs, seed=seed, **{"stack": 1, **(wrapper_kwargs or {})})
+
+
+def VecFrameStack(venv: Any, n_stack: int) -> Atari:  # noqa: N802  (SB3's name)
+    """Atari games with `n_stack` frames an observation.
+
+    Raises:
+        ValueError: these are no Atari games, or have a stack already.
+    """
+    if not isinstance(venv, Atari):
+        raise ValueError(
+            f"VecFrameStack stacks the frames of make_atari_env(...), and this is a {type(venv).__name__}: wrap each"
+            f" environment, make_vec_env(..., wrapper_class=FrameStack, wrapper_kwargs={{'stack_size': {n_stack}}})"
+        )
+    if venv.stack > 1:
+        raise ValueError(f"n_stack={n_stack}: these games have stacks of {venv.stack} frames already: leave VecFrameStack out")
+    other = Atari(venv.rom, venv.num_envs, {**venv.settings, "stack": _whole("n_stack", n_stack, 1)}, venv.num_threads)
+    other.env_id, other.protocol, other.training = venv.env_id, venv.protocol, venv.training
+    other.first_seed = other._pending = venv.first_seed
+    return other
+
+
 def is_atari_id(env: Any) -> bool:
     """Whether this is an id of ALE's, or one of Gymnasium's older ids of a game without frame skip."""
     return isinstance(env, str) and (env.startswith("ALE/") or bool(re.fullmatch(r"\w+NoFrameskip-v\d(@\w+)?", env)))
