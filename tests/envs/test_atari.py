@@ -1,5 +1,6 @@
 """Atari games: what is learned from, what is reported, what is remembered, and what is played where."""
 
+import importlib
 import sys
 
 import gymnasium
@@ -17,6 +18,7 @@ from advantage.experiments.atari import atari_scores
 from advantage.memory import frames, uniform
 from advantage.training.evaluation import film, record_frames
 
+suggest_module = importlib.import_module("advantage.experiments.suggest")  # a function has its name
 QUIET = {"learning_starts": 10_000, "buffer_size": 20_000}
 
 
@@ -318,6 +320,21 @@ def test_human_normalized_scores():
     assert human_normalized_score("CartPole-v1", 500.0) is None
     for game in atari_scores():
         assert rom_of(game) == game
+
+
+def test_suggestions(monkeypatch):
+    """One that can be trained as it is said, by the games' preset; the trial itself is tested elsewhere."""
+    tried = []
+
+    def trial(*arguments, **settings):
+        tried.append((arguments, settings))
+        raise StopIteration
+
+    monkeypatch.setattr(suggest_module, "estimate", trial)
+    monkeypatch.setattr(suggest_module, "ENV_SECONDS", 0.1)
+    with pytest.raises(StopIteration):
+        suggest_module.suggest("ALE/Breakout-v5")
+    assert "CnnPolicy" in str(tried) and suggest_module.env_speed(make_atari("ALE/Breakout-v5"), 0.1) > 100
 
 
 def test_the_command_line(tmp_path, monkeypatch, capsys):

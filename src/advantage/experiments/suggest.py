@@ -212,7 +212,7 @@ def _choices(env: str, spec: Spec, fused: bool) -> tuple[list[_Choice], dict[str
             others[name] = f"{name} is another name of {face.__base__.__name__}."
             continue
         preset = find_preset(name, env)
-        settings = preset.settings if preset else _defaults(face, spec)
+        settings = _policy(spec) | preset.settings if preset else _defaults(face, spec)
         fields = dict(settings)
         try:
             model = face(fields.pop("policy", None) or policy_of(spec), None, **fields)
@@ -226,13 +226,18 @@ def _choices(env: str, spec: Spec, fused: bool) -> tuple[list[_Choice], dict[str
 
 def _defaults(face: type[Model], spec: Spec) -> dict[str, Any]:
     """Settings without a preset: the defaults, an on-policy rollout shared by several environments."""
-    settings: dict[str, Any] = {} if policy_of(spec) == "MlpPolicy" else {"policy": policy_of(spec)}
+    settings = _policy(spec)
     rollout = face.algorithm.Config().steps_per_update
     if not hasattr(face.algorithm, "learn"):
         settings["n_envs"] = SIDE_BY_SIDE
         if rollout >= 32 * SIDE_BY_SIDE:
             settings["n_steps"] = rollout // SIDE_BY_SIDE
     return settings
+
+
+def _policy(spec: Spec) -> dict[str, Any]:
+    """The policy, where it is not the usual one."""
+    return {} if policy_of(spec) == "MlpPolicy" else {"policy": policy_of(spec)}
 
 
 def _reasons(best: _Choice, spec: Spec, speed: float, steps: int, cost: Cost) -> Iterator[str]:
@@ -267,17 +272,19 @@ def env_speed(env: Any, seconds: float | int = ENV_SECONDS) -> float:
 
     One environment on the host; a JAX environment compiled, 8 side by side, without the time to compile.
     """
-    return _jax_speed(env, seconds) if is_jax_env(env) else _host_speed(env.envs[0], seconds)
+    if is_jax_env(env):
+        return _jax_speed(env, seconds)
+    return _host_speed(env if isinstance(env, gymnasium.vector.VectorEnv) else env.envs[0], seconds)
 
 
-def _host_speed(env: gymnasium.Env, seconds: float | int) -> float:
+def _host_speed(env: gymnasium.Env | gymnasium.vector.VectorEnv, seconds: float | int) -> float:
     actions = [env.action_space.sample() for _ in range(256)]
     env.reset(seed=0)
     began, steps = time.perf_counter(), 0
     while (passed := time.perf_counter() - began) < seconds:
         _, _, terminated, truncated, _ = env.step(actions[steps % len(actions)])
         steps += 1
-        if terminated or truncated:
+        if isinstance(env, gymnasium.Env) and (terminated or truncated):
             env.reset()
     return steps / passed
 
