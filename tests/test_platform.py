@@ -74,6 +74,24 @@ def test_large_programs_keep_their_memory(monkeypatch):
     assert int(kept) < 1_000
 
 
+def test_an_old_c_library_is_left_alone(monkeypatch):
+    """Where the first setting is refused the second is not made: alone it would slow everything down."""
+    from advantage import platform
+
+    class Library:
+        def mallopt(self, name, value):
+            asked.append(name)
+            return int(accepts)
+
+    for name in [name for name in os.environ if name.startswith("MALLOC_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(platform.ctypes, "CDLL", lambda name: Library())
+    for accepts, expected in ((False, [platform.M_MMAP_THRESHOLD]), (True, [platform.M_MMAP_THRESHOLD, platform.M_TRIM_THRESHOLD])):
+        asked = []
+        platform.keep_memory()
+        assert asked == expected
+
+
 LINEAR_ALGEBRA = """
 import jax, jax.numpy as jnp, os
 from advantage import PPO

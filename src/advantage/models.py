@@ -34,13 +34,13 @@ from advantage.drivers.fused import FusedDriver
 from advantage.drivers.hindsight import FurtherRows
 from advantage.drivers.host import HostDriver
 from advantage.drivers.snapshot import memory as memory_of
+from advantage.envs.atari import is_atari_id
 from advantage.envs.goal_rewards import GoalRewards
 from advantage.envs.jax import is_jax_env
 from advantage.envs.masking import given_masks, require_masks, spec_of
 from advantage.envs.make import host_envs, is_gymnasium_id, reserve_threads, resolve_env
 from advantage.envs.normalise import VecNormalize, taken_off
 from advantage.envs.running import is_normalised
-from advantage.envs.atari import is_atari_id
 from advantage.envs.vec_env import DummyVecEnv, known_kind
 from advantage.envs.vector import HostEnvs, to_rows
 from advantage.equations.schedules import Linear, Schedule
@@ -964,8 +964,9 @@ def _batched(space: Space, observation: Any) -> tuple[PyTree, int, bool]:
 
 
 def usual_policy(face: type[Model], env: Any) -> str:
-    """The policy where nobody names one: `CnnPolicy` for Atari games, else the face's first."""
-    return "CnnPolicy" if is_atari_id(env) and "CnnPolicy" in face.policies else face.policies[0]
+    """The policy where nobody names one: one of pictures for Atari games, else the face's first."""
+    of_pictures = [policy for policy in face.policies if policy.startswith("Cnn")]
+    return of_pictures[0] if is_atari_id(env) and of_pictures else face.policies[0]
 
 
 def _env_id(env: Any) -> str | None:

@@ -58,8 +58,9 @@ def keep_memory() -> None:
         return  # somebody has decided
     with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library than glibc
         c_library = ctypes.CDLL(None)
-        c_library.mallopt(M_MMAP_THRESHOLD, KEPT)
-        c_library.mallopt(M_TRIM_THRESHOLD, KEPT)
+        # Older ones take no threshold so high, and the other alone would make all blocks the kernel's own.
+        if c_library.mallopt(M_MMAP_THRESHOLD, KEPT):
+            c_library.mallopt(M_TRIM_THRESHOLD, KEPT)
 
 
 def prepare() -> None:

@@ -16,6 +16,7 @@ from advantage.envs.make import host_envs
 from advantage.envs.vector import VectorEnvs
 from advantage.experiments.atari import atari_scores
 from advantage.memory import frames, uniform
+from advantage.models import usual_policy
 from advantage.training.evaluation import film, record_frames
 
 suggest_module = importlib.import_module("advantage.experiments.suggest")  # a function has its name
@@ -114,7 +115,7 @@ def test_sb3s_names():
     env = make_atari("BreakoutNoFrameskip-v4", 2, seed=4, noop_max=5)
     assert venv.settings == env.settings and venv.id == env.id and venv.first_seed == 4
     np.testing.assert_array_equal(venv.reset()[0], env.reset()[0])
-    with pytest.raises(ValueError, match="stacks of 4 frames already: leave VecFrameStack out"):
+    with pytest.raises(ValueError, match="stacks of 4 frames: leave VecFrameStack out"):
         VecFrameStack(venv, n_stack=2)
     with pytest.raises(ValueError, match="this is a DummyVecEnv: wrap each environment"):
         VecFrameStack(advantage.make_vec_env("CartPole-v1"), n_stack=4)
@@ -134,6 +135,12 @@ def test_ids():
         (lambda: make_atari("pong", protocol="nature"), "protocol='nature' is not known: choose from classic, machado"),
         (lambda: make_atari("pong@machado", protocol="classic"), "protocol='classic', and env='pong@machado' names another"),
         (lambda: make_atari("pong", clip_rewards=True), "no setting 'clip_rewards': did you mean 'clip_reward'"),
+        (lambda: make_atari("pong", stack="4"), "stack='4' has to be a whole number of at least 1"),
+        (lambda: make_atari("pong", clip_reward="yes"), "clip_reward='yes' has to be True or False"),
+        (lambda: make_atari("pong", action_repeat_probability="x"), "action_repeat_probability='x' has to be at least 0"),
+        (lambda: make_atari("pong", seed=2**32), "seed=4294967296 has to be at most 2147483646"),
+        (lambda: make_atari("pong", num_threads=0), "num_threads=0 has to be a whole number of at least 1"),
+        (lambda: make_atari("ALE/Pong-ram-v5"), "env='ALE/Pong-ram-v5' is no game of ALE's"),
         (lambda: make_atari("pong", frame_skip=0), "frame_skip=0 has to be a whole number of at least 1"),
         (lambda: make_atari("pong", n_envs=0), "n_envs=0 has to be a whole number of at least 1"),
         (lambda: make_atari("pong", action_repeat_probability=1.0), "action_repeat_probability=1.0 has to be at least 0 and less than 1"),
@@ -145,6 +152,64 @@ def test_bad_input(call, message):
     with pytest.raises(ValueError) as caught:
         call()
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "actions", [np.array([6, 0]), np.array([-1, 0]), np.array([0]), np.array([0.5, 0.5]), np.zeros((2, 1), int)]
+)
+def test_no_actions_of_the_games(actions):
+    """ALE would wait for them for ever."""
+    env = make_atari("ALE/Pong-v5", 2)
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=r"actions=.* have to be 2 whole number\(s\) of 0 to 5"):
+        env.step(actions)
+    env.step(np.array([5, 0]))
+
+
+def test_scores_of_others_are_theirs():
+    """An environment whose info has a `score`, with same-step resets, is trained on as ever."""
+
+    class Scored(gymnasium.Wrapper):
+        def step(self, action):
+            *answer, info = self.env.step(action)
+            return *answer, {**info, "score": 7.0}
+
+    env = gymnasium.vector.SyncVectorEnv(
+        [lambda: Scored(gymnasium.make("CartPole-v1"))] * 2, autoreset_mode=gymnasium.vector.AutoresetMode.SAME_STEP
+    )
+    model = PPO("MlpPolicy", env, n_steps=32, batch_size=64, n_epochs=1, seed=0).learn(128)
+    games = driver_of(model).recent(0)
+    np.testing.assert_array_equal(games.returns, games.lengths)
+    assert len(games.returns) > 0
+
+
+def test_callbacks_see_whole_games():
+    """An `episode` in the infos for every game, and none for a life."""
+    found = []
+
+    def look(locals_, globals_):
+        found.extend(info["episode"] for info in locals_["infos"] if "episode" in info)
+        return True
+
+    model = DQN("CnnPolicy", "ALE/Breakout-v5", n_envs=2, seed=0, **QUIET)
+    with pytest.warns(UserWarning, match="learning_starts"):
+        model.learn(600, callback=look)
+    games = driver_of(model).recent(0)
+    assert games.total >= 2
+    assert [(one["r"], one["l"]) for one in found] == list(zip(games.returns, games.lengths, strict=True))
+
+
+def test_a_plain_name_becomes_an_id(tmp_path):
+    """So that a model's file says on what it was trained."""
+    for name, expected in (("pong", "ALE/Pong-v5"), ("up_n_down@machado", "ALE/UpNDown-v5@machado"), ("ALE/Pong-v5", "ALE/Pong-v5")):
+        env = make_atari(name)
+        assert env.id == expected and make_atari(env.id).settings == env.settings and is_atari_id(env.id)
+
+
+def test_policies_of_pictures():
+    assert usual_policy(advantage.RecurrentPPO, "ALE/Pong-v5") == "CnnLstmPolicy"
+    assert usual_policy(advantage.DQN, "ALE/Pong-v5") == "CnnPolicy"
+    assert usual_policy(advantage.DQN, "CartPole-v1") == "MlpPolicy"
 
 
 def test_without_ale(monkeypatch):
@@ -272,7 +337,9 @@ def test_evaluation_plays_whole_games(model):
     options = {"n_eval_episodes": 1, "epsilon": 0.3, "seed": 4, "return_episode_rewards": True}
     expected = evaluate_policy(model, "ALE/Breakout-v5", **options)
     assert min(expected[1]) > 100
-    for env in (make_atari("ALE/Breakout-v5"), make_atari("ALE/Breakout-v5", training=False), model.get_env()):
+    wrapped = gymnasium.wrappers.vector.RecordEpisodeStatistics(make_atari("ALE/Breakout-v5"))
+    others = (make_atari("ALE/Breakout-v5"), make_atari("ALE/Breakout-v5", training=False), model.get_env(), wrapped)
+    for env in others:
         assert evaluate_policy(model, env, **options) == expected
     with pytest.raises(ValueError, match="evaluate on an environment of the same spaces"):
         evaluate_policy(model, "ALE/Breakout-v5@machado")
@@ -306,6 +373,8 @@ def test_a_film_is_of_the_game_that_is_played(model):
     # Brightness of the picture and of what the policy sees go together, frame by frame.
     bright = [np.asarray(frame, np.float32).mean() for frame in frames[1:]]
     assert np.corrcoef(bright, [x.mean() for x in small])[0, 1] > 0.9
+    again, same = record_frames(model, make_atari("ALE/Breakout-v5"), max_steps=80, seed=2)
+    assert same == total and all((a == b).all() for a, b in zip(frames, again, strict=True))
     with pytest.raises(ValueError, match="the model trains on"):
         next(film(model, model.get_env()))
 
@@ -315,7 +384,8 @@ def test_human_normalized_scores():
     assert len(atari_scores()) == 57 and all(low != high for low, high in atari_scores().values())
     assert human_normalized_score("ALE/Breakout-v5", 1.7) == pytest.approx(0.0)
     assert human_normalized_score("BreakoutNoFrameskip-v4", 30.5) == pytest.approx(1.0)
-    assert human_normalized_score("pong@machado", 21.0) is None  # no id, and no game's name either
+    assert human_normalized_score("gymnax/Breakout-MinAtar", 10.0) is None
+    assert human_normalized_score("MsPacman", 6951.6) == human_normalized_score("ms_pacman@machado", 6951.6) == 1.0
     assert human_normalized_score("pong", 21.0) == pytest.approx((21 + 20.7) / (14.6 + 20.7))
     assert human_normalized_score("CartPole-v1", 500.0) is None
     for game in atari_scores():

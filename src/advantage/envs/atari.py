@@ -6,7 +6,7 @@ Mnih et al. (2015, https://doi.org/10.1038/nature14236) and Machado et al. (2018
 from __future__ import annotations
 
 import difflib
-import math
+import numbers
 import os
 import re
 from collections.abc import Mapping
@@ -30,6 +30,7 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
 """How a game is played: `classic` as Mnih et al. (2015) did, `machado` with sticky actions, as Machado et al. (2018) advise."""
 SETTINGS: dict[str, Any] = {"frame_skip": 4, "stack": 4, "screen_size": 84, "max_frames": 108_000, "clip_reward": True}
 """What both protocols share: 108,000 frames are half an hour of play."""
+PLAYED_WHOLE = {"terminal_on_life_loss": False, "clip_reward": False}
 FULL_SCREEN = (210, 160)
 
 
@@ -66,6 +67,8 @@ def make_atari(
         ValueError: no such game (near names are listed), protocol or setting.
         ImportError: ALE is not installed.
     """
+    if not isinstance(env_id, str):
+        raise ValueError(f"env_id={env_id!r} is no id: give one such as 'ALE/Pong-v5'")
     game, _, of_id = env_id.partition("@")
     if of_id and protocol not in (None, of_id):
         raise ValueError(f"protocol={protocol!r}, and env={env_id!r} names another: give one of them")
@@ -76,18 +79,24 @@ def make_atari(
     for name in settings:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
-            raise ValueError(f"make_atari has no setting {name!r}: " + (f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(known)}"))
-    settings = {**known, **settings}
-    if not training:
-        settings |= {"terminal_on_life_loss": False, "clip_reward": False}
-    env = Atari(rom_of(game), _whole("n_envs", n_envs, 1), _checked(settings), num_threads)
-    env.first_seed = env._pending = seed
+            remedy = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(known)}"
+            raise ValueError(f"make_atari has no setting {name!r}: {remedy}")
+    settings = _checked({**known, **({} if training else PLAYED_WHOLE), **settings})
+    threads = None if num_threads is None else _whole("num_threads", num_threads, 1)
+    env = Atari(rom_of(game), _whole("n_envs", n_envs, 1), settings, threads)
+    env.first_seed = env._pending = None if seed is None else env._seed(seed)
+    game = game if is_atari_id(game) else f"ALE/{''.join(word.capitalize() for word in env.rom.split('_'))}-v5"
     env.env_id, env.protocol, env.training = game if protocol == "classic" else f"{game}@{protocol}", protocol, training
     return env
 
 
 def make_atari_env(
-    env_id: str, n_envs: int = 1, seed: int | None = None, *, wrapper_kwargs: dict[str, Any] | None = None, vec_env_cls: Any = None
+    env_id: str,
+    n_envs: int = 1,
+    seed: int | None = None,
+    *,
+    wrapper_kwargs: dict[str, Any] | None = None,
+    vec_env_cls: Any = None,
 ) -> Atari:
     """Atari games for training with one frame an observation, as SB3's function of this name; `VecFrameStack` stacks them.
 
@@ -116,7 +125,7 @@ def VecFrameStack(venv: Any, n_stack: int) -> Atari:  # noqa: N802  (SB3's name)
             f" environment, make_vec_env(..., wrapper_class=FrameStack, wrapper_kwargs={{'stack_size': {n_stack}}})"
         )
     if venv.stack > 1:
-        raise ValueError(f"n_stack={n_stack}: these games have stacks of {venv.stack} frames already: leave VecFrameStack out")
+        raise ValueError(f"n_stack={n_stack}: these games have stacks of {venv.stack} frames: leave VecFrameStack out")
     other = Atari(venv.rom, venv.num_envs, {**venv.settings, "stack": _whole("n_stack", n_stack, 1)}, venv.num_threads)
     other.env_id, other.protocol, other.training = venv.env_id, venv.protocol, venv.training
     other.first_seed = other._pending = venv.first_seed
@@ -147,7 +156,7 @@ def rom_of(env_id: str) -> str:
 
 def plain_name(env_id: str) -> str:
     """A game's name in small letters and nothing else, whichever way it is written."""
-    game = re.sub(r"(NoFrameskip|Deterministic)?(-ram)?(-v\d+)?(@\w+)?$", "", env_id.removeprefix("ALE/"))
+    game = re.sub(r"(NoFrameskip|Deterministic)?(-v\d+)?(@\w+)?$", "", env_id.removeprefix("ALE/"))
     return re.sub(r"[^a-z0-9]", "", game.lower())
 
 
@@ -168,7 +177,14 @@ class Atari(gymnasium.vector.VectorEnv):
     protocol: str
     training: bool
 
-    def __init__(self, rom: str, n_envs: int, settings: Mapping[str, Any], num_threads: int | None = None, colour: bool = False):
+    def __init__(
+        self,
+        rom: str,
+        n_envs: int,
+        settings: Mapping[str, Any],
+        num_threads: int | None = None,
+        colour: bool = False,
+    ):
         self.rom, self.num_envs, self.settings, self.num_threads = rom, n_envs, dict(settings), num_threads
         size = self.settings["screen_size"]
         height, width = FULL_SCREEN if colour else (size, size)
@@ -202,7 +218,7 @@ class Atari(gymnasium.vector.VectorEnv):
     def like(self, n_envs: int | None = None, training: bool | None = None) -> Atari:
         """Other games by the same settings; for evaluation with `training=False`."""
         training = self.training if training is None else training
-        overrides = {} if training else {"terminal_on_life_loss": False, "clip_reward": False}
+        overrides = {} if training else PLAYED_WHOLE
         other = Atari(self.rom, n_envs or self.num_envs, {**self.settings, **overrides}, self.num_threads)
         other.env_id, other.protocol, other.training = self.env_id, self.protocol, training
         return other
@@ -211,14 +227,22 @@ class Atari(gymnasium.vector.VectorEnv):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         """New games everywhere, game i with seed + i."""
-        seed, self._pending = self._pending if seed is None else seed, None
+        seed, self._pending = self._pending if seed is None else self._seed(seed), None
         obs, info = self._games.reset(seed=seed, options=options)
         self._lives = info["lives"]
         return obs, info
 
     def step(self, actions: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """Play the games on by an action each `[N]`."""
-        obs, score, over, cut, info = self._games.step(np.asarray(actions, np.int64))
+        """Play the games on by an action each `[N]`.
+
+        Raises:
+            ValueError: that are no actions of the game's, for which ALE would wait for ever.
+        """
+        actions, most = np.asarray(actions), self.single_action_space.n
+        whole = actions.dtype.kind in "iu" and actions.shape == (self.num_envs,)
+        if not whole or not ((actions >= 0) & (actions < most)).all():
+            raise ValueError(f"actions={actions.tolist()} have to be {self.num_envs} whole number(s) of 0 to {most - 1}")
+        obs, score, over, cut, info = self._games.step(actions.astype(np.int64))
         lives, terminated = info["lives"], over
         info["score"], info["_final_obs"] = score.astype(np.float32), over | cut
         if self.settings["terminal_on_life_loss"]:
@@ -228,7 +252,12 @@ class Atari(gymnasium.vector.VectorEnv):
         return obs, reward, terminated, cut, info
 
     def close(self, **kwargs: Any) -> None:
-        """Nothing is held but memory."""
+        """End ALE's threads."""
+        self._games = None
+
+    def _seed(self, seed: Any) -> int:
+        """A seed that ALE takes, of the first game."""
+        return _whole("seed", seed, 0, most=2**31 - 1 - self.num_envs)
 
 
 class Film:
@@ -261,21 +290,27 @@ class Film:
         return self._picture
 
     def close(self) -> None:
-        """Nothing is held but memory."""
+        """End ALE's threads."""
+        self.seen.close(), self.shown.close()
 
 
 def _checked(settings: dict[str, Any]) -> dict[str, Any]:
     for name, least in (("noop_max", 0), ("frame_skip", 1), ("stack", 1), ("screen_size", 1), ("max_frames", 1)):
         settings[name] = _whole(name, settings[name], least)
+    for name in ("terminal_on_life_loss", "clip_reward", "full_action_space", "fire_on_reset"):
+        if settings[name] not in (True, False):
+            raise ValueError(f"{name}={settings[name]!r} has to be True or False")
     sticky = settings["action_repeat_probability"]
-    if not 0 <= sticky < 1:
+    if isinstance(sticky, bool) or not isinstance(sticky, numbers.Real) or not 0 <= sticky < 1:
         raise ValueError(f"action_repeat_probability={sticky!r} has to be at least 0 and less than 1")
     return settings
 
 
-def _whole(name: str, given: Any, least: int) -> int:
-    if isinstance(given, bool) or not math.isfinite(given) or int(given) != given or given < least:
+def _whole(name: str, given: Any, least: int, most: int | None = None) -> int:
+    if isinstance(given, bool) or not isinstance(given, numbers.Integral) or given < least:
         raise ValueError(f"{name}={given!r} has to be a whole number of at least {least}")
+    if most is not None and given > most:
+        raise ValueError(f"{name}={given!r} has to be at most {most}")
     return int(given)
 
 

@@ -239,7 +239,7 @@ class VectorEnvs:
         """An end is reset at once; the final observation comes in the info."""
         obs, infos = self._stack(raw), [answer[4] for answer in answers]
         final, played = obs, None
-        if "score" in infos[0]:  # where a life lost ends what is learned from, and not the game
+        if isinstance(self.envs[0].unwrapped, Atari):  # where a life lost ends what is learned from, and not the game
             done = np.stack([info["_final_obs"] for info in infos])
             played = np.stack([info["score"] for info in infos]), done
         if done.any():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from advantage.envs.atari import is_atari_id, plain_name
+from advantage.envs.atari import plain_name
 
 SCORES = Path(__file__).with_name("atari_scores.yaml")
 
@@ -22,8 +22,7 @@ def human_normalized_score(env_id: str, score: float) -> float | None:
     Returns:
         None where it is no Atari game, or none of the table's 57.
     """
-    table = atari_scores()
-    name = plain_name(env_id) if is_atari_id(env_id) or env_id in table else ""
+    table, name = atari_scores(), plain_name(env_id)
     found = next((table[game] for game in table if plain_name(game) == name), None)
     return None if found is None else (float(score) - found[0]) / (found[1] - found[0])
 

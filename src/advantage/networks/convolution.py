@@ -19,7 +19,10 @@ Out = Float[Array, "N P Q O"]
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def convolve(x: Pictures, weight: Kernel, stride: int) -> Out:
-    """Without padding; the kernel is a multiple of the stride."""
+    """Without padding; the kernel is a multiple of the stride.
+
+    It has gradients, and those may be differentiated forwards (`jax.jvp` of `jax.grad`), but not backwards once more.
+    """
     return _forward(stride)(x, weight)
 
 

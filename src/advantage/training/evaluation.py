@@ -202,7 +202,7 @@ def film(
     """One episode as it is played: pairs of an RGB picture and the return so far.
 
     Args:
-        env: an id, a Gymnasium environment with `render_mode="rgb_array"`, or a JAX environment with
+        env: an id, a Gymnasium environment with `render_mode="rgb_array"`, Atari games, or a JAX environment with
             `render(env_state)`.
         seed: of the environment.
 
@@ -212,6 +212,7 @@ def film(
     """
     _refuse_training(model, env)
     made = renderable(env) if isinstance(env, str) else env
+    made = Film(made) if isinstance(made, Atari) else made
     one: Any = made if isinstance(made, Film) else (_OneJaxEnv if is_jax_env(made) else _OneGymnasium)(made)
     try:
         with _same_predictions(model):
@@ -360,7 +361,8 @@ class _Play:
         space = self.host.envs.spec.action
         if space.kind != "discrete":
             raise ValueError(f"epsilon={self.epsilon} is for Discrete actions, not {space.to_gymnasium()}: leave it out")
-        legal = np.ones((len(actions), space.n[0]), bool) if mask is None else np.asarray(mask)
+        every = np.ones((len(actions), space.n[0]), bool)
+        legal = every if mask is None else np.asarray(mask)
         others = np.array([self.chance.choice(np.flatnonzero(row)) for row in legal]) + space.start[0]
         return np.where(self.chance.random(len(actions)) < self.epsilon, others, actions)
 
@@ -387,8 +389,9 @@ def _count_episodes(
         before = play.observed
         actions, step = play.step()
         valid = np.ones(count, bool) if step.valid is None else step.valid
-        running, steps = running + np.where(valid, step.reward, 0.0), steps + valid
-        dones, infos = valid & (step.terminated | step.truncated), getattr(envs, "infos", [{}] * count)
+        reward, _, ended = step.reported(None, step.terminated | step.truncated)
+        running, steps = running + np.where(valid, reward, 0.0), steps + valid
+        dones, infos = valid & ended, getattr(envs, "infos", [{}] * count)
         for i in np.flatnonzero(valid & (counts < targets)).tolist():
             if callback is not None:
                 callback(_callback_locals(play, i, before, actions, step, dones, infos, running, steps), {})

@@ -222,11 +222,13 @@ def _infos(driver: Any, step: Any) -> list[dict[str, Any]]:
     infos = [dict(info) for info in getattr(driver.envs, "infos", ())] or [{} for _ in range(driver.num_envs)]
     if driver.num_seeds > 1:
         return infos
-    done = (step.terminated | step.truncated) & (True if step.valid is None else step.valid)
-    ended, recent = np.flatnonzero(done[0]).tolist(), driver.recent(0)
-    for place, n in enumerate(ended, start=-len(ended)):
+    valid = True if step.valid is None else step.valid
+    done = (step.terminated | step.truncated) & valid
+    for n in np.flatnonzero(done[0]).tolist():
         infos[n]["terminal_observation"] = jax.tree.map(lambda x, n=n: x[0, n], step.final_obs)
         infos[n]["TimeLimit.truncated"] = bool(step.truncated[0, n] and not step.terminated[0, n])
+    ended, recent = np.flatnonzero((step.reported(None, done)[2] & valid)[0]).tolist(), driver.recent(0)
+    for place, n in enumerate(ended, start=-len(ended)):
         if -place <= len(recent.returns):
             infos[n]["episode"] = {"r": float(recent.returns[place]), "l": int(recent.lengths[place])}
     return infos
