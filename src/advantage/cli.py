@@ -543,6 +543,9 @@ def _load(file: Path) -> Model:
 def _env_of(model: Model, env: str | None, file: Path) -> str:
     if env is None and model.env_id is None:
         raise Refusal(f"{file} does not say on which environment it was trained: add --env ID")
+    if env is None and not model._env_plain:
+        said = f"note: {file} was trained on {model.env_id} with wrappers or arguments of its own: played without them"
+        print(said, file=sys.stderr)
     return env or str(model.env_id)
 
 

@@ -533,6 +533,7 @@ class Model:
         model._set(
             _config=config, _schedules=schedules, _spec=spec, _state=restored(template, arrays, "the file"),
             num_timesteps=int(counters["num_timesteps"]), _stop=int(counters["stop"]), env_id=header.get("env_id"),
+            _env_plain=header.get("env_plain", True),
         )  # fmt: skip
         return model
 

@@ -135,6 +135,8 @@ def test_ids():
         (lambda: make_atari("pong", protocol="nature"), "protocol='nature' is not known: choose from classic, machado"),
         (lambda: make_atari("pong@machado", protocol="classic"), "protocol='classic', and env='pong@machado' names another"),
         (lambda: make_atari("pong", clip_rewards=True), "no setting 'clip_rewards': did you mean 'clip_reward'"),
+        (lambda: advantage.make_vec_env("ALE/Pong-v5", 2), "use make_atari('ALE/Pong-v5', n_envs=2)"),
+        (lambda: advantage.EvalCallback("CartPole-v1", epsilon=-0.1), "epsilon=-0.1 is a probability"),
         (lambda: make_atari("pong", stack="4"), "stack='4' has to be a whole number of at least 1"),
         (lambda: make_atari("pong", clip_reward="yes"), "clip_reward='yes' has to be True or False"),
         (lambda: make_atari("pong", action_repeat_probability="x"), "action_repeat_probability='x' has to be at least 0"),
@@ -345,6 +347,20 @@ def test_evaluation_plays_whole_games(model):
         evaluate_policy(model, "ALE/Breakout-v5@machado")
 
 
+def test_a_callback_evaluates_with_epsilon(model):
+    """It plays the games that `evaluate_policy` does, and with no random action other ones."""
+    callback = advantage.EvalCallback(
+        make_atari("ALE/Breakout-v5", max_frames=400), n_eval_episodes=1, eval_freq=40, verbose=0, epsilon=1.0
+    )
+    greedy = advantage.EvalCallback(make_atari("ALE/Breakout-v5", max_frames=400), n_eval_episodes=1, eval_freq=40, verbose=0)
+    model.learn(40, callback=[callback, greedy])
+    expected = evaluate_policy(
+        model, make_atari("ALE/Breakout-v5", max_frames=400), 1, epsilon=1.0, return_episode_rewards=True
+    )
+    np.testing.assert_array_equal((callback.evaluations_results[0], callback.evaluations_length[0]), expected)
+    assert expected != (greedy.evaluations_results[0].tolist(), greedy.evaluations_length[0].tolist())
+
+
 def test_epsilon_is_the_share_of_random_actions():
     """A policy that never moves, on a discrete and on a Box environment."""
     class Still:
@@ -390,6 +406,16 @@ def test_human_normalized_scores():
     assert human_normalized_score("CartPole-v1", 500.0) is None
     for game in atari_scores():
         assert rom_of(game) == game
+
+
+def test_other_settings_are_not_forgotten(tmp_path, capsys):
+    """A model's file says that an id is not all; the command line says so where it evaluates by the id."""
+    model = DQN("CnnPolicy", make_atari("ALE/Breakout-v5", frame_skip=2), buffer_size=1_000, seed=0)
+    model.save(tmp_path / "model.zip")
+    DQN.load(tmp_path / "model.zip").save(tmp_path / "again.zip")
+    assert main(["watch", str(tmp_path / "again.zip"), "--gif", str(tmp_path / "game.gif"), "--max-steps", "3"]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "was trained on ALE/Breakout-v5 with wrappers or arguments of its own" in said
 
 
 def test_suggestions(monkeypatch):

@@ -52,9 +52,10 @@ def make_atari(
         env_id: the game: `"ALE/Pong-v5"`, `"PongNoFrameskip-v4"` or `"pong"`; a protocol may follow it:
             `"ALE/Pong-v5@machado"`.
         n_envs: how many games.
-        protocol: that of `env_id` by default, or `"classic"`: no sticky actions, up to 30 idle frames at the start of a game, the actions that the game
-            knows, and in training a lost life ends an episode. `"machado"`: sticky actions (with probability 0.25 the
-            last one is repeated), all 18 actions, and only the game's end ends an episode.
+        protocol: `"classic"`, unless `env_id` names another: no sticky actions, up to 30 idle frames at the start of a
+            game, the actions that the game knows, and in training a lost life ends an episode. `"machado"`: sticky
+            actions (with probability 0.25 the last one is repeated), all 18 actions, and only the game's end ends an
+            episode.
         training: rewards are their signs, and a lost life may end an episode, though the game goes on. False: games are
             played whole and rewards are the game's own. What training reports are raw scores of whole games in any case.
         seed: of the first game; the others follow it. None: what trains on them decides.

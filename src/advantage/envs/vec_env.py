@@ -12,6 +12,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from advantage.envs.atari import is_atari_id
 from advantage.envs.native import EnvPool, make_native
 from advantage.envs.single import is_wrapped, make_wrapped
 from advantage.envs.subproc import SubprocVecEnv
@@ -167,6 +168,11 @@ def make_vec_env(
         made = make_at_once(vec_env, env_id, n_envs, **(env_kwargs or {}), **(vec_env_kwargs or {}))
         made.first_seed = seed
         return made
+    if is_atari_id(env_id):
+        raise ValueError(
+            f"env_id={env_id!r}: use make_atari({env_id!r}, n_envs={n_envs}), which prepares Atari games; for Gymnasium's own"
+            " give a function, make_vec_env(lambda: gymnasium.make(...))"
+        )
     make = functools.partial(make_wrapped, env_id, env_kwargs or {}, wrapper_class, wrapper_kwargs or {})
     kind = vec_env_cls or (SubprocVecEnv if vec_env == "async" else DummyVecEnv)
     venv = kind([make] * n_envs, **(vec_env_kwargs or {}))

@@ -90,7 +90,8 @@ def preset(algorithm: str, env: str) -> Preset:
 
 def find_preset(algorithm: str, env: str) -> Preset | None:
     """As `preset`; None where there is none."""
-    return next((dataclasses.replace(one, env=env) for one in presets(algorithm) if one.env in (env, ATARI * is_atari_id(env))), None)
+    names = (env, ATARI) if is_atari_id(env) else (env,)
+    return next((dataclasses.replace(one, env=env) for one in presets(algorithm) if one.env in names), None)
 
 
 def presets(algorithm: str | None = None) -> list[Preset]:

@@ -95,7 +95,7 @@ def evaluate_policy(
     _check_count(n_eval_episodes)
     model = getattr(model, "_model", model)  # `model.policy` acts as its model
     env = _jax_env(env) if _is_jax_id(env) else env
-    _check_epsilon(epsilon)
+    check_epsilon(epsilon)
     if is_jax_env(env) and _is_ours(model) and callback is None and not render and use_masking and not epsilon:
         returns, lengths = _rollouts(model, env, n_eval_episodes, deterministic, [seed_index], seed or 0)
         returns, lengths = returns[0].tolist(), lengths[0].tolist()
@@ -154,7 +154,7 @@ def evaluate_every_seed(
     With `seed=None` an environment that is given goes on in its random stream, from one agent to the next.
     """
     _check_count(n_eval_episodes)
-    _check_epsilon(epsilon)
+    check_epsilon(epsilon)
     env, seeds = _jax_env(env) if _is_jax_id(env) else env, list(range(model.num_seeds))
     if is_jax_env(env) and not render and use_masking and not epsilon:
         returns, lengths = _rollouts(model, env, n_eval_episodes, deterministic, seeds, seed or 0)
@@ -727,9 +727,11 @@ def _check_count(episodes: int) -> None:
         raise ValueError(f"n_eval_episodes={episodes!r} has to be a whole number of at least 1")
 
 
-def _check_epsilon(epsilon: float) -> None:
+def check_epsilon(epsilon: float) -> float:
+    """`epsilon`; raises `ValueError` unless it is a probability."""
     if not 0 <= epsilon <= 1:
         raise ValueError(f"epsilon={epsilon!r} is a probability: give one between 0 and 1")
+    return epsilon
 
 
 def check_spaces(model: Any, spec: Spec) -> None:

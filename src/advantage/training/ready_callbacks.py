@@ -23,7 +23,13 @@ import numpy as np
 from advantage.envs.normalise import sync_envs_normalization
 from advantage.disk import replace_file
 from advantage.training.callbacks import BaseCallback, ConvertCallback, as_callback
-from advantage.training.evaluation import Episodes, check_spaces, evaluate_every_seed, spec_to_evaluate
+from advantage.training.evaluation import (
+    Episodes,
+    check_epsilon,
+    check_spaces,
+    evaluate_every_seed,
+    spec_to_evaluate,
+)
 from advantage.training.hyperparameters import whole
 from advantage.training.progress import LiveProgress
 
@@ -244,6 +250,7 @@ class EvalCallback(EventCallback):
         render: call the environment's `render()` after every step.
         verbose: 0 for no output, 1 for the results.
         warn: warn where a wrapper of `eval_env` changes rewards and nothing keeps the unchanged ones.
+        epsilon: probability of a random action, as for `evaluate_policy`: Atari agents need some to be evaluated.
 
     Attributes:
         best_mean_reward: the highest mean return so far; minus infinity before the first evaluation.
@@ -252,8 +259,8 @@ class EvalCallback(EventCallback):
             holds, as lists with an entry for each evaluation.
 
     Raises:
-        ValueError: `n_eval_episodes` or `eval_freq` is not a whole number of at least 1, or there is no such
-            id; when training starts, `eval_env` has other spaces than the model.
+        ValueError: `n_eval_episodes` or `eval_freq` is not a whole number of at least 1, `epsilon` is no
+            probability, or there is no such id; when training starts, `eval_env` has other spaces than the model.
         TypeError: `eval_env` is no environment, or a callback is none.
         OSError: when training starts, a folder cannot be made.
     """
@@ -277,6 +284,8 @@ class EvalCallback(EventCallback):
         render: bool = False,
         verbose: int = 1,
         warn: bool = True,
+        *,
+        epsilon: float = 0.0,
     ):
         super().__init__(callback_after_eval, verbose)
         self.callback_on_new_best = self._child(callback_on_new_best)
@@ -285,7 +294,7 @@ class EvalCallback(EventCallback):
         self.eval_env, self._spec = eval_env, spec_to_evaluate(eval_env)
         self.log_path = None if log_path is None else os.path.join(log_path, "evaluations")
         self.best_model_save_path = best_model_save_path
-        self.deterministic, self.render, self.warn = deterministic, render, warn
+        self.deterministic, self.render, self.warn, self.epsilon = deterministic, render, warn, check_epsilon(epsilon)
         self.best_mean_reward = self.last_mean_reward = -np.inf
         self.evaluations_timesteps: list[int] = []
         self.evaluations_results: list[np.ndarray] = []
@@ -313,7 +322,7 @@ class EvalCallback(EventCallback):
         sync_envs_normalization(self.model.get_vec_normalize_env(), self.eval_env)
         episodes = evaluate_every_seed(
             self.model, self.eval_env, self.n_eval_episodes, self.deterministic, self.render, self.warn,
-            use_masking=self.use_masking,
+            use_masking=self.use_masking, epsilon=self.epsilon,
         )  # fmt: skip
         self.last_mean_reward = float(episodes.returns.mean())
         self._keep(episodes)
