@@ -92,7 +92,6 @@ if TYPE_CHECKING:
     from advantage.envs.shaping import PotentialShaping
     from advantage.envs.subproc import SubprocVecEnv
     from advantage.envs.vec_env import DummyVecEnv, make_vec_env
-    from advantage.experiments.atari import human_normalized_score
     from advantage.envs.wrappers import (
         ActionRepeat,
         ClipReward,
@@ -104,6 +103,7 @@ if TYPE_CHECKING:
     )
     from advantage.equations.schedules import Linear
     from advantage.experiments.ablate import ablate
+    from advantage.experiments.atari import human_normalized_score
     from advantage.experiments.compare import compare
     from advantage.experiments.preset import Preset, preset
     from advantage.experiments.reward_monitor import RewardMonitor

@@ -347,6 +347,21 @@ def test_evaluation_plays_whole_games(model):
         evaluate_policy(model, "ALE/Breakout-v5@machado")
 
 
+def test_callbacks_of_an_evaluation_see_scores():
+    """Not their signs: in Qbert all are 25 and more."""
+
+    class Still:
+        def predict(self, obs, **options):
+            return np.zeros(len(obs), np.int64), None
+
+    rewards = []
+    returns, _ = evaluate_policy(
+        Still(), "ALE/Qbert-v5", 1, epsilon=1.0, return_episode_rewards=True,
+        callback=lambda locals_, _: rewards.append(float(locals_["reward"])),
+    )  # fmt: skip
+    assert max(rewards) >= 25 and sum(rewards) == returns[0]
+
+
 def test_a_callback_evaluates_with_epsilon(model):
     """It plays the games that `evaluate_policy` does, and with no random action other ones."""
     callback = advantage.EvalCallback(

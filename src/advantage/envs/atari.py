@@ -127,8 +127,7 @@ def VecFrameStack(venv: Any, n_stack: int) -> Atari:  # noqa: N802  (SB3's name)
         )
     if venv.stack > 1:
         raise ValueError(f"n_stack={n_stack}: these games have stacks of {venv.stack} frames: leave VecFrameStack out")
-    other = Atari(venv.rom, venv.num_envs, {**venv.settings, "stack": _whole("n_stack", n_stack, 1)}, venv.num_threads)
-    other.env_id, other.protocol, other.training = venv.env_id, venv.protocol, venv.training
+    other = venv.like(stack=_whole("n_stack", n_stack, 1))
     other.first_seed = other._pending = venv.first_seed
     return other
 
@@ -216,15 +215,19 @@ class Atari(gymnasium.vector.VectorEnv):
         """Whether the id alone makes such games."""
         return self.training and self.settings == {**SETTINGS, **PROTOCOLS[self.protocol]}
 
-    def like(self, n_envs: int | None = None, training: bool | None = None) -> Atari:
-        """Other games by the same settings; for evaluation with `training=False`."""
-        training = self.training if training is None else training
-        overrides = {} if training else PLAYED_WHOLE
-        other = Atari(self.rom, n_envs or self.num_envs, {**self.settings, **overrides}, self.num_threads)
-        other.env_id, other.protocol, other.training = self.env_id, self.protocol, training
+    def like(self, n_envs: int | None = None, **settings: Any) -> Atari:
+        """Other games by the same settings, except for these."""
+        other = Atari(self.rom, n_envs or self.num_envs, {**self.settings, **settings}, self.num_threads)
+        other.env_id, other.protocol, other.training = self.env_id, self.protocol, self.training
         return other
 
     copy = like
+
+    def played_whole(self, n_envs: int | None = None) -> Atari:
+        """The same for evaluation."""
+        other = self.like(n_envs, **PLAYED_WHOLE)
+        other.training = False
+        return other
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         """New games everywhere, game i with seed + i."""
@@ -267,7 +270,7 @@ class Film:
     metadata = Atari.metadata
 
     def __init__(self, env: Atari):
-        self.seen = env.like(1, training=False)
+        self.seen = env.played_whole(1)
         self.shown = Atari(env.rom, 1, self.seen.settings, 1, colour=True)
 
     def reset(self, seed: int) -> np.ndarray:

@@ -77,15 +77,14 @@ def preset(algorithm: str, env: str) -> Preset:
     known = presets(algorithm)
     if not known:
         raise ValueError(f"algorithm={algorithm!r} has no presets: choose from {', '.join(_files())}")
-    found = {one.env: one for one in known}
-    if is_atari_id(env) and ATARI in found:
-        return dataclasses.replace(found[ATARI], env=env)
-    if env not in found:
-        near = difflib.get_close_matches(env, found, n=3, cutoff=0.6) or list(found)
+    found = find_preset(algorithm, env)
+    if found is None:
+        names = [one.env for one in known]
+        near = difflib.get_close_matches(env, names, n=3, cutoff=0.6) or names
         raise ValueError(
             f"env={env!r} has no preset of {known[0].algorithm}; there are some for {', '.join(near)}"
         )
-    return found[env]
+    return found
 
 
 def find_preset(algorithm: str, env: str) -> Preset | None:

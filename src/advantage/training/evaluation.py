@@ -182,15 +182,14 @@ def spec_to_evaluate(env: Any) -> Spec:
     reserve_threads(env)  # it may be given before there is a model
     env, _ = taken_off(env)
     env = _jax_env(env) if _is_jax_id(env) else env
-    if is_atari_id(env):
-        return vector_spec(make_atari(env))
+    env = make_atari(env) if is_atari_id(env) else env
     if isinstance(env, str):
         with contextlib.closing(make_gymnasium(env)) as made:
             return Spec.from_gymnasium(made.observation_space, made.action_space)
     if is_jax_env(env):
         return env.spec
     if isinstance(env, gymnasium.vector.VectorEnv):
-        return Spec.from_gymnasium(env.single_observation_space, env.single_action_space)
+        return vector_spec(env)
     if isinstance(env, gymnasium.Env | DummyVecEnv | SubprocVecEnv):
         return Spec.from_gymnasium(env.observation_space, env.action_space)
     raise _no_environment(env)
@@ -212,8 +211,7 @@ def film(
     """
     _refuse_training(model, env)
     made = renderable(env) if isinstance(env, str) else env
-    made = Film(made) if isinstance(made, Atari) else made
-    one: Any = made if isinstance(made, Film) else (_OneJaxEnv if is_jax_env(made) else _OneGymnasium)(made)
+    one: Any = (Film if isinstance(made, Atari) else _OneJaxEnv if is_jax_env(made) else _OneGymnasium)(made)
     try:
         with _same_predictions(model):
             obs, state, first, done, total = one.reset(seed), None, True, False, 0.0
@@ -256,7 +254,7 @@ def renderable(env_id: str) -> Any:
         ValueError, ImportError: there is no such environment, or it needs a package.
     """
     if is_atari_id(env_id):
-        return Film(make_atari(env_id))
+        return make_atari(env_id)
     return _jax_env(env_id) if _is_jax_id(env_id) else make_gymnasium(env_id, render_mode="rgb_array")
 
 
@@ -286,7 +284,7 @@ def _host(model: Any, env: Any, episodes: int, seed: int | None) -> Iterator[_Ho
     if is_atari_id(env):
         env = made = make_atari(env, min(episodes, HOST_ENVS), training=False)
     elif isinstance(env, Atari) and (env.training or _in_training(model, env)):
-        env = made = env.like(training=False)
+        env = made = env.played_whole()
     elif isinstance(env, str):
         copies = min(episodes, HOST_ENVS)
         env = made = DummyVecEnv([functools.partial(make_gymnasium, env)] * copies)
@@ -354,7 +352,6 @@ class _Play:
         step: TimeStep = _first(self.host.envs.step(np.asarray(actions)[None]))
         self.observed = step.observed
         return actions, step
-
 
     def _some_random(self, actions: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
         """Each with probability epsilon any legal one in its place."""
