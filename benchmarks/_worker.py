@@ -197,7 +197,7 @@ def build(library: str, algorithm: Any, run: jobs.Run) -> Any:
         from stable_baselines3.common.vec_env import VecNormalize
 
         env = VecNormalize(env)
-    return algorithm(policy, env, seed=0, device="cpu", **settings)
+    return algorithm(policy, env, seed=0, device=run.device, **settings)
 
 
 if __name__ == "__main__":

@@ -43,6 +43,7 @@ class Run(NamedTuple):
         progress_bar: show live progress while training.
         terminal: the child's stderr is a terminal, so that progress is drawn as for a user.
         cores: the child is pinned to this many.
+        device: what it computes on, "cpu" or "cuda".
     """
 
     algorithm: str
@@ -56,6 +57,7 @@ class Run(NamedTuple):
     progress_bar: bool = False
     terminal: bool = False
     cores: int = 1
+    device: str = "cpu"
 
 
 GYM, FUSED = "CartPole-v1", "advantage/CartPole-v1"
@@ -84,7 +86,17 @@ _DQN_FUSED = _DQN._replace(env=FUSED, steps=80_000)
 _BREAKOUT = Run("DQN", "ALE/Breakout-v5", 1, {"buffer_size": 20_000, "learning_starts": 200, "target_update_interval": 1_000},
                 warmup=400, steps=1_600)  # fmt: skip
 
+# The suite of a GPU: games on four cores; with eight of them as many gradient steps for a step as with one.
+_BREAKOUT_GPU = _BREAKOUT._replace(warmup=1_000, steps=6_000, cores=4, device="cuda")
+_PPO_GPU = Run("PPO", "ALE/Breakout-v5", 8, {"n_steps": 128, "batch_size": 256, "n_epochs": 4, "clip_range": 0.1},
+               warmup=1_024, steps=8_192, cores=4, device="cuda")  # fmt: skip
+
 RUNS: dict[str, Run] = {
+    "gpu-dqn-breakout": _BREAKOUT_GPU,
+    "gpu-dqn-breakout-8envs": _BREAKOUT_GPU._replace(n_envs=8, settings={**_BREAKOUT.settings, "gradient_steps": 8}),
+    "gpu-ppo-breakout": _PPO_GPU,
+    "gpu-ppo-fused": Run("PPO", FUSED, 4_096, {"n_steps": 32, "batch_size": 32_768, "n_epochs": 4}, warmup=131_072,
+                         steps=40 * 131_072, cores=4, device="cuda"),
     "dqn-breakout": _BREAKOUT,
     "dqn-breakout-2cores": _BREAKOUT._replace(cores=2),
     "ppo-gym": _PPO,
@@ -248,6 +260,14 @@ VALUE: list[Check] = [
     *_faster("dqn-breakout-2cores", "sb3", "dqn-breakout-2cores", 1.5, clock="wall"),
 ]
 
+GPU: list[Check] = [
+    *_faster("gpu-dqn-breakout", "sb3", "gpu-dqn-breakout", 4.0, clock="wall"),
+    *_faster("gpu-dqn-breakout-8envs", "sb3", "gpu-dqn-breakout-8envs", None, clock="wall"),
+    *_faster("gpu-ppo-breakout", "sb3", "gpu-ppo-breakout", None, clock="wall"),
+    Check("gpu-ppo-fused", "gpu-ppo-fused: PPO on 4,096 CartPoles in JAX, steps/s", Value("ours", "gpu-ppo-fused", "steps_per_second"),
+          None, ">=", None),
+]  # fmt: skip
+
 POLICY: list[Check] = [
     *_faster("a2c-gym", "sb3", "a2c-gym", 4.0),
     *_faster("trpo-gym", "sb3", "trpo-gym", 4.0),
@@ -257,7 +277,7 @@ POLICY: list[Check] = [
     *_faster("ppo-fused-64envs", "sb3", "ppo-gym-64envs", 9.0),
 ]
 
-SUITES = {"speed": CHECKS, "continuous": CONTINUOUS, "policy": POLICY, "value": VALUE}
+SUITES = {"speed": CHECKS, "continuous": CONTINUOUS, "policy": POLICY, "value": VALUE, "gpu": GPU}
 """What is measured in one run, by the name of its results."""
 JOBS = list(dict.fromkeys(check.job for checks in SUITES.values() for check in checks))
 

@@ -4,6 +4,7 @@
     python benchmarks/speed.py --suite continuous       # off-policy continuous control: about 20 minutes
     python benchmarks/speed.py --suite policy           # policy gradients: about 10 minutes
     python benchmarks/speed.py --suite value            # DQN from Atari's pixels: about 5 minutes
+    python benchmarks/speed.py --suite gpu              # on a GPU: about 5 minutes a round
     python benchmarks/speed.py --job ppo-gym --rounds 1 # one job; its results go to .bench/
 
 Peers cannot live in our environment: they get their own under `.bench/` on first use, unless told where they
@@ -11,7 +12,8 @@ are (`--python-sb3`, `--python-sbx`). On Linux, pip takes torch with CUDA by def
 is needed: PyTorch's own page tells where its CPU build is.
 
 Protocol. Each measurement is one child process (`_worker.py`), pinned to one core (`ppo-fused-8seeds`: two),
-with torch and XLA on what it is pinned to and JAX's persistent cache off. `learn` is called three times, the
+with torch and XLA on what it is pinned to and JAX's persistent cache off; those of the suite `gpu` compute on the
+GPU, with four cores for the games. `learn` is called three times, the
 last two with `reset_num_timesteps=False`: the first compiles, the second settles, the third is timed; the
 same for all libraries. CPU-seconds (user and system, all threads) are what we compare, since other work on
 the machine changes them less than wall time, which is given too. The children take turns, A B C A B C, and
@@ -52,6 +54,7 @@ TITLES = {
     "continuous": "Speed: continuous control",
     "policy": "Speed: policy gradients",
     "value": "Speed: value-based, from Atari's pixels",
+    "gpu": "Speed: on a GPU",
 }
 PATH_OPTIONS = ("--python-", "--out")
 
@@ -140,12 +143,13 @@ def measure(child: Child, python: str) -> dict[str, Any]:
     """Run one child; its JSON, or `{"error": ...}`."""
     library, name = child
     run = jobs.RUNS.get(name)
+    on_gpu = bool(run and run.device == "cuda")
     environment = {
         **os.environ,
-        "JAX_PLATFORMS": "cpu",
+        "JAX_PLATFORMS": "cuda" if on_gpu else "cpu",
         "JAX_ENABLE_COMPILATION_CACHE": "false",
         "TERM": "xterm-256color",
-        "PYTHONPATH": str(ROOT / "src") if library in ("ours", "jax") else "",
+        "PYTHONPATH": path_of(library),
     }
     words = [*pinned(run.cores if run else 1), python, str(WORKER), library, name]
     load = os.getloadavg()[0]
@@ -156,6 +160,12 @@ def measure(child: Child, python: str) -> dict[str, Any]:
     if code != 0:
         return {"error": (errors.strip() or f"exit code {code}").splitlines()[-1]}
     return {**json.loads(output.splitlines()[-1]), "load": round(load, 2)}
+
+
+def path_of(library: str) -> str:
+    """Where a child imports from before its interpreter's packages: what it is given, and for ours this source."""
+    given = os.environ.get("PYTHONPATH", "")
+    return os.pathsep.join(filter(None, [str(ROOT / "src"), given])) if library in ("ours", "jax") else given
 
 
 def pinned(cores: int) -> list[str]:
@@ -249,7 +259,11 @@ def machine() -> dict[str, Any]:
             line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line
         ]
         model = names[0] if names else model
-    return {"cpu": model, "cores": os.cpu_count(), "system": f"{platform.system()} {platform.machine()}"}
+    found = {"cpu": model, "cores": os.cpu_count(), "system": f"{platform.system()} {platform.machine()}"}
+    if shutil.which("nvidia-smi"):
+        words = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        found["gpu"] = subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip()
+    return found
 
 
 def versions(rounds: list[dict[Child, dict[str, Any]]]) -> dict[str, dict[str, str]]:
@@ -279,7 +293,7 @@ def markdown(report: dict[str, Any], suite: str) -> str:
         f"# {TITLES[suite]}",
         "",
         f"`{report['command']}`, {report['date']}; "
-        f"{where['cpu']}, {where['cores']} cores, {where['system']}; "
+        f"{where['gpu'] + ', ' if where.get('gpu') else ''}{where['cpu']}, {where['cores']} cores, {where['system']}; "
         f"load average {loads}. How it was measured: the head of `benchmarks/speed.py`; jobs and settings: "
         f"`benchmarks/jobs.py`; every measurement: `{suite}.json`.",
         "",

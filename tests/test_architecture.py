@@ -32,7 +32,7 @@ ROOMS = {
     "memory": FOUNDATION,
     "algorithms": FOUNDATION | {"memory"},
     "envs": {"types", "platform", "disk", "equations"},
-    "drivers": {"types", "equations", "envs"},
+    "drivers": {"types", "platform", "equations", "envs"},
     "training": FOUNDATION | {"disk", "envs", "drivers", "__init__"},  # networks: model files name their activations and optimisers
     "normalising": FOUNDATION | {"algorithms", "envs"},  # a `VecNormalize` meets a model's algorithm
     "models": FOUNDATION | {"platform", "memory", "algorithms", "envs", "drivers", "training", "normalising", "__init__"},

@@ -30,6 +30,7 @@ from advantage.algorithms import a2c, c51, crossq, ddpg, discrete_sac, double_dq
 from advantage.algorithms.normalised import Normalised, normalised_agent
 from advantage.algorithms.recurrent import Recurrent, RecurrentOnPolicy
 from advantage.drivers.common import streams
+from advantage.drivers.filed import filed_or_refused
 from advantage.drivers.fused import FusedDriver
 from advantage.drivers.hindsight import FurtherRows
 from advantage.drivers.host import HostDriver
@@ -53,7 +54,6 @@ from advantage.networks import dueling
 from advantage.networks.extractors import check_policy, with_policy
 from advantage.networks.policy_kwargs import EXTRACTOR_WORDS, network_fields
 from advantage.networks.recurrent import Recurrence
-from advantage.platform import room_on
 from advantage.normalising import Held, composed, merged, plain_settings, read, settings_of, taking
 from advantage.training import loggers
 from advantage.training.callbacks import as_callback
@@ -80,6 +80,7 @@ from advantage.training.resuming import (
     env_is_plain,
     env_to_resume,
     planned_checkpoints,
+    require_in_memory,
     restore_driver,
     take_memory,
 )
@@ -224,6 +225,8 @@ class Model:
         if run_id is None or (reset_num_timesteps and not resumed):
             run_id = uuid.uuid4().hex
         checkpoints = planned_checkpoints(checkpoint_dir, checkpoint_every, checkpoint_keep, resumed, run_id)
+        if checkpoints is not None:
+            require_in_memory(self._filed, "a checkpoint has")
         steps = resumed["plan"]["stop"] - self.num_timesteps if resumed else whole("total_timesteps", total_timesteps)
         if reset_num_timesteps and self.num_timesteps and resumed is None:
             self._driver.reset()
@@ -269,6 +272,7 @@ class Model:
         """
         if self._run is None:
             raise ValueError("save_checkpoint() writes what learn(...) has begun: nothing was trained with this model")
+        require_in_memory(self._filed, "a checkpoint has")
         checkpoints = Checkpoints(folder, None, None, self._run_id)
         checkpoints.prepare()
         return checkpoints.write(self._run)
@@ -541,7 +545,8 @@ class Model:
         """Write the replay memories of all seeds to a file of their own, beside `save`; no pickle.
 
         Raises:
-            ValueError: the algorithm keeps none, or there is no environment.
+            ValueError: the algorithm keeps none, or there is no environment, or its observations are in a file (they
+                are more than memory holds, and would be in memory at once).
             OSError: the path cannot be written.
         """
         write_arrays(path, memory_of(self._replaying()))
@@ -561,6 +566,7 @@ class Model:
         if not hasattr(self.algorithm, "learn") or self._driver is None:
             why = "has no environment yet" if hasattr(self.algorithm, "learn") else "keeps no replay memory"
             raise ValueError(f"{type(self).__name__} {why}: there is nothing to save or load")
+        require_in_memory(self._filed, "save_replay_buffer() and load_replay_buffer() pass")
         return self._driver
 
     def get_parameters(self, seed_index: int = 0) -> dict[str, dict[str, np.ndarray]]:
@@ -625,24 +631,25 @@ class Model:
         jax_env = is_jax_env(env)
         spec = spec_of(env)
         count = n_envs if jax_env else env.num_envs
-        self._check(spec, count, jax_env)
+        filed = self._check(spec, count, jax_env)
         algorithm = taking(self.algorithm, wrapper, spec.observation, self._spec is not None)
         agent, given = agent_of(algorithm, self._prioritised), None if wrapper is None else wrapper.now()
         with self._on_device():
             if jax_env:
                 driver = FusedDriver(agent, env, self.seed, self.num_seeds, count, self.stats_window_size,
                                      devices=jax.local_devices(backend=self._device.platform))  # fmt: skip
+                driver.init(self._config)
             else:
                 envs = host_envs(env, self.num_seeds)
                 driver = HostDriver(agent, envs, self.seed, self.stats_window_size, self._looking_back(envs))
-            driver.init(self._config)
+                driver.init(self._config, filed)
         if isinstance(algorithm, Normalised):
             state = merged(driver.state, state, given)
         for one, holder in ((self._wrapper, None), (wrapper, Held(self))):
             if one is not None:
                 one.attach(holder)
         self._set(
-            _env=env, _driver=driver, _spec=spec, n_envs=count, env_id=_env_id(env), _env_plain=env_is_plain(env), _run=None, _resumed=None, _acting={}, _wrapper=wrapper,
+            _env=env, _driver=driver, _filed=filed, _spec=spec, n_envs=count, env_id=_env_id(env), _env_plain=env_is_plain(env), _run=None, _resumed=None, _acting={}, _wrapper=wrapper,
             algorithm=algorithm,
         )  # fmt: skip
         if state is not None:
@@ -656,8 +663,8 @@ class Model:
         rewards = GoalRewards(envs)
         return FurtherRows(Hindsight(self._hindsight, envs.spec, seeds, envs.num_envs, rewards))
 
-    def _check(self, spec: Spec, num_envs: int, fused: bool) -> None:
-        """Everything that can be known to fail before training."""
+    def _check(self, spec: Spec, num_envs: int, fused: bool) -> bool:
+        """Everything that can be known to fail before training; whether the replay's observations go to a file."""
         kind = spec.action.kind
         if kind not in self.algorithm.ACTION_SPACES:
             fit = _faces(lambda algorithm: kind in algorithm.ACTION_SPACES)
@@ -696,7 +703,7 @@ class Model:
             self._check_memory(num_envs)
         for note in notes + self._config.check(spec, num_envs):
             warnings.warn(note, UserWarning, stacklevel=5)
-        self._check_room(spec, num_envs)
+        return self._check_room(spec, num_envs, fused)
 
     def _check_memory(self, num_envs: int) -> None:
         """Raise `ValueError` for what a recurrent policy that learns from a replay cannot be combined with."""
@@ -707,16 +714,16 @@ class Model:
             )
         check_windows(self._config, num_envs)
 
-    def _check_room(self, spec: Spec, num_envs: int) -> None:
-        """Raise `ValueError` where the replay memories of all seeds are larger than the machine's memory."""
-        needed = self.num_seeds * replay_bytes(self.algorithm, self._config, spec, num_envs, self._prioritised)
-        room = room_on(self._device)
-        if needed > room:
-            fits = int(self._config.buffer_size * room / needed)
-            raise ValueError(
-                f"buffer_size={self._config.buffer_size} needs {needed / 2**30:.1f} GiB for {self.num_seeds} seed(s), and"
-                f" the {self._device.platform} has {room / 2**30:.1f} GiB in all: at most {fits:,} fit; keep well below"
-            )
+    def _check_room(self, spec: Spec, num_envs: int, fused: bool) -> bool:
+        """Whether the replay's observations go to a file (with a note); `ValueError` where all seeds' fit nowhere."""
+        if not hasattr(self._config, "buffer_size"):
+            return False
+        make = agent_of(self.algorithm, self._prioritised).init_memory
+        arrays = jax.eval_shape(lambda: make(self._config, spec, num_envs))
+        note = filed_or_refused(arrays, self.num_seeds, self._config.buffer_size, self._device, fused)
+        if note is not None:
+            warnings.warn(note, UserWarning, stacklevel=5)
+        return note is not None
 
     # -- what was learned --------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import os
 import warnings
+from typing import Any
 
 import jax
 
@@ -22,8 +23,8 @@ M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1
 KEPT = 512 * 2**20
 
 
-def room_on(device: jax.Device) -> float:
-    """Bytes of memory that a device has in all; infinite where it does not say."""
+def room_on(device: Any) -> float:
+    """Bytes of memory that a `jax.Device` has in all; infinite where it does not say."""
     if device.platform == "cpu":
         return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) if hasattr(os, "sysconf") else float("inf")
     return float((device.memory_stats() or {}).get("bytes_limit", float("inf")))

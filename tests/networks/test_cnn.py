@@ -296,6 +296,36 @@ def test_what_is_no_picture_is_refused(space, match):
         NatureCNN(space, KEY)
 
 
+def test_other_convolutions():
+    """Filters, kernels and strides as they are given: sizes by hand, and the numbers of `jax.lax`'s convolutions."""
+    network = built(NatureCNN, 84, 84, 4, features_dim=256, layers=[(32, 5, 5), (64, 5, 5)])
+    shapes = [layer.weight.shape for layer in network.convolutions]
+    assert shapes == [(5, 5, 4, 32), (5, 5, 32, 64)] and network.dense.weight.shape == (3 * 3 * 64, 256)
+    small = built(NatureCNN, 13, 10, 2, features_dim=5, layers=[(3, 4, 2), (6, 2, 1)])
+    obs = pictures((13, 10, 2))
+    x = jnp.asarray(obs, jnp.float32) / 255.0
+    for layer in small.convolutions:
+        strides = (layer.stride, layer.stride)
+        x = jax.lax.conv_general_dilated(x, layer.weight, strides, "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        x = jax.nn.relu(x + layer.bias.reshape(1, 1, 1, -1))
+    expected = jax.nn.relu(x.reshape(3, -1) @ small.dense.weight + small.dense.bias[None])
+    np.testing.assert_allclose(applied(small, obs), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("wrong", [[], [(32, 5, 2)], [(32, 2, 5)], [(32, 5)], 3, [(0, 5, 5)], [(1.5, 5, 5)]])
+def test_convolutions_that_are_none(wrong):
+    """Kernels are multiples of their strides, and all three are whole numbers from 1 on."""
+    with pytest.raises(ValueError, match=r"features_extractor_kwargs: .*(layers=.*has to hold|has to be a whole number)"):
+        NatureCNN(picture(36, 36, 1), KEY, layers=wrong)
+
+
+@pytest.mark.parametrize(("layers", "least"), [([(32, 5, 5), (64, 5, 5)], 25), ([(8, 3, 1)], 3), ([(8, 4, 2), (8, 2, 1)], 6)])
+def test_the_smallest_picture_of_other_convolutions(layers, least):
+    with pytest.raises(ValueError, match=f"at least {least} x {least} pixels, and these have {least - 1} x 40"):
+        NatureCNN(picture(least - 1, 40, 1), KEY, layers=layers)
+    assert built(NatureCNN, least, least, 1, layers=layers).dense.weight.shape[0] == layers[-1][0]
+
+
 @pytest.mark.parametrize("wrong", [0, -3])
 def test_sizes_that_are_none(wrong):
     with pytest.raises(ValueError, match="has to be a whole number"):

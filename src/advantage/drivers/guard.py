@@ -57,8 +57,9 @@ def not_finite(seed_index: int, gave: str, step: int) -> NotFinite:
 def failing_on_host(driver: HostDriver, config: Any, seed_index: int, learned: bool) -> Failing:
     """What the last update failed on; or, where nothing was `learned`, the chunk that was refused."""
     if learned and driver.agent.drawn is not None:
-        held = jax.tree.map(lambda x: x[seed_index], (driver.state, driver.memory))
-        return Failing(*jax.jit(lambda state, memory: driver.agent.drawn(config, state, memory))(*held))
+        # In the program: a seed's memory would be copied.
+        drawn = jax.jit(lambda held: driver.agent.drawn(config, *jax.tree.map(lambda x: x[seed_index], held)))
+        return Failing(*drawn((driver.state, driver.memory)))
     before = map(np.asarray, driver._before)  # on the device a program would be compiled for each leaf
     state, memory = driver._layout.unpack(tuple(before)) if learned else (driver.state, ())
     rows = driver._spare

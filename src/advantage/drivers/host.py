@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from advantage.drivers.beginning import beginning
 from advantage.drivers.common import (
     Episodes,
     Recent,
@@ -40,7 +41,7 @@ class Programs(NamedTuple):
 
     layout: Layout  # of (state, memory) in the arrays held
     parts: ActorParts
-    init: Callable  # (keys [S, 2]) -> (arrays, carry)
+    begin: Callable  # (keys [S, 2], filed) -> (arrays, carry)
     actor: Callable  # (arrays, values) -> the actor's own leaves
     act: Callable  # (arrays that hold the actor, its own leaves, carry, keys, observed) -> (action, carry, keys)
     update: Callable  # (arrays, rollout, carry, values) -> (arrays, the actor's own leaves, metrics)
@@ -88,11 +89,11 @@ class HostDriver:
         self._together = True  # whether there are none
         self._episodes = Episodes(self.num_seeds, self.num_envs, window)
 
-    def init(self, config: Any) -> None:
-        """Fresh agents and empty memories."""
+    def init(self, config: Any, filed: bool = False) -> None:
+        """Fresh agents and empty memories, whose observations are in files if `filed` (see `drivers.filed`)."""
         programs = _programs(self.agent, config, self.spec, self.num_seeds, self.num_envs, ())
         self._layout = programs.layout
-        self._arrays, self._carry = programs.init(np.stack([streams(s)[0] for s in self.seeds]))
+        self._arrays, self._carry = programs.begin(np.stack([streams(s)[0] for s in self.seeds]), filed)
         self.version += 1
 
     @property
@@ -453,8 +454,7 @@ def _programs(
     return Programs(
         layout,
         parts,
-        # One seed after the other: decompositions side by side need threads to spare (see `platform`).
-        compiled_quickly(functools.partial(jax.lax.map, packed_init)),
+        beginning(packed_init, layout, held, num_seeds),
         compiled_quickly(over(actor)) if None in parts.places else lambda arrays, values: (),
         jax.jit(over(act), donate_argnums=(2, 3)),
         jax.jit(over(update), donate_argnums=() if agent.drawn is None else 0),  # else the guard needs what was before

@@ -12,13 +12,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, PyTree, Shaped, UInt32
 
+from advantage.memory import pieces
 from advantage.types import Chunk, Space, successor
 
 
 class Frames(NamedTuple):
     """N rings of P frames each, flat: frame `n * P + number % P`, where an environment's frames are numbered."""
 
-    ring: Shaped[Array, "NP H W"]
+    ring: Shaped[Array, "NP H W"] | pieces.Pieces
     count: UInt32[Array, " N"]  # frames written so far: an environment has up to 2^32
     newest: UInt32[Array, " NC"]  # of each row's observation: the number of its last frame; the next one followed
     back: UInt32[Array, " k"]  # from there to each frame of a stack: k - 1, ..., 1, 0
@@ -32,7 +33,7 @@ def init(space: Space, num_envs: int, rows: int) -> Frames:
     depth = space.shape[0]
     room = rows + rows // 32 + 2 * depth
     return Frames(
-        ring=jnp.zeros((num_envs * room, *space.shape[1:]), space.dtype),
+        ring=pieces.zeros(num_envs * room, space.shape[1:], space.dtype),
         count=jnp.zeros(num_envs, jnp.uint32),
         newest=jnp.zeros(num_envs * rows, jnp.uint32),
         back=jnp.arange(depth, dtype=jnp.uint32)[::-1],
@@ -55,19 +56,20 @@ def push(memory: Any, new: Any, chunk: Chunk, begins: Bool[Array, "T N"], row: I
 
 def plain(write: Callable[[Array, Array], Array], kept: PyTree, new: PyTree) -> PyTree:
     """Observations kept as they are; what belongs to `Frames` stays as it is."""
-    return kept if isinstance(kept, tuple) and not isinstance(new, tuple) else jax.tree.map(write, kept, new)
+    beside = isinstance(kept, tuple) and not kept  # nothing of what followed is kept beside `Frames`
+    return kept if isinstance(kept, Frames) or beside else jax.tree.map(write, kept, new, is_leaf=pieces.is_pieces)
 
 
 def seen(memory: Any, row: Int[Array, "*B"]) -> PyTree:
     """The observations of a replay's rows."""
-    return stacks(memory.obs, row) if isinstance(memory.obs, Frames) else jax.tree.map(lambda x: x[row], memory.obs)
+    return stacks(memory.obs, row) if isinstance(memory.obs, Frames) else pieces.rows_of(memory.obs, row)
 
 
 def followed(memory: Any, row: Int[Array, "*B"]) -> PyTree:
     """What followed a replay's rows."""
     if isinstance(memory.obs, Frames):
         return stacks(memory.obs, row, after=1)
-    return jax.tree.map(lambda x: x[row], memory.next_obs)
+    return pieces.rows_of(memory.next_obs, row)
 
 
 def most_forgotten(memory: Any, length: int) -> int:
@@ -100,10 +102,10 @@ def write(
     written = valid[..., None] & (begins[..., None] | (jnp.arange(depth + 1) == depth)[None, None])
     written &= count[None, :, None] - number <= room  # of more than a ring holds the last stay
     place = jnp.arange(len(count), dtype=jnp.uint32)[None, :, None] * room + number % room
-    place = jnp.where(written, place, jnp.uint32(len(frames.ring)))  # out of range: dropped
+    place = jnp.where(written, place, jnp.uint32(pieces.length(frames.ring)))  # out of range: dropped
     new = jnp.concatenate([obs, following[:, :, -1:]], axis=2)
     return frames._replace(
-        ring=frames.ring.at[place].set(new, mode="drop"),
+        ring=pieces.put(frames.ring, place, new),
         count=count,
         newest=frames.newest.at[row].set(newest, mode="drop"),
     )
@@ -113,7 +115,7 @@ def stacks(frames: Frames, row: Int[Array, "*B"], after: int = 0) -> Shaped[Arra
     """The observations of rows, or with `after=1` what followed them."""
     env = jax.lax.div(row, jnp.int32(_rows(frames))).astype(jnp.uint32)
     number = _numbers(frames, frames.newest[row]) + jnp.uint32(after)
-    return frames.ring[env[..., None] * jnp.uint32(_room(frames)) + number % _room(frames)]
+    return pieces.take(frames.ring, env[..., None] * jnp.uint32(_room(frames)) + number % _room(frames))
 
 
 def lost(frames: Frames, rows: Int[Array, "M N"]) -> Bool[Array, "M N"]:
@@ -144,4 +146,4 @@ def _rows(frames: Frames) -> int:
 
 
 def _room(frames: Frames) -> int:
-    return len(frames.ring) // len(frames.count)
+    return pieces.length(frames.ring) // len(frames.count)

@@ -4,7 +4,7 @@ Rows of one environment stay in time order, so n-step returns are formed when sa
 episode's end and at the newest row, whose successor is stored with it (Lin, 1992; Mnih et al., 2015).
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree, UInt8
 
 from advantage.equations.distributions import Key
 from advantage.equations.returns import Scalar, n_step_return
-from advantage.memory import frames
+from advantage.memory import frames, pieces
 from advantage.types import Chunk, Space, Spec, legal_next, legal_now, sanitise, successor
 
 FIRST, TERMINATED, TRUNCATED = np.uint8(1), np.uint8(2), np.uint8(4)
@@ -53,7 +53,7 @@ def init(spec: Spec, num_envs: int, capacity: int) -> Replay:
 
     def zeros(space: Space) -> PyTree:
         # By shape: NumPy's zeros would be allocated even where only the sizes are asked for.
-        return jax.tree.map(lambda x: jnp.zeros((rows, *x.shape), x.dtype), space.zeros())
+        return jax.tree.map(lambda x: pieces.zeros(rows, x.shape, x.dtype), space.zeros())
 
     counters = [jnp.zeros(num_envs, jnp.int32) for _ in range(2)]
     plain = [zeros(spec.observation) for _ in range(2)] if not spec.stacked else None
@@ -95,9 +95,9 @@ def push(memory: Replay, chunk: Chunk, carry: PyTree = ()) -> Replay:
     flags = jnp.where(begins, FIRST, 0) | jnp.where(chunk.terminated, TERMINATED, 0)
     flags |= jnp.where(chunk.truncated, TRUNCATED, 0)
 
-    def write(ring: Array, new: Array) -> Array:
+    def write(ring: Any, new: Array) -> Any:
         new = jnp.concatenate([new, new]) if alone else new
-        return ring.at[row].set(new.astype(ring.dtype), mode="drop")
+        return pieces.put(ring, row, new.astype(jax.tree.leaves(ring)[0].dtype))
 
     new = Replay(
         obs=frames.plain(write, memory.obs, chunk.obs),

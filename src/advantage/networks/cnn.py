@@ -8,6 +8,7 @@ import functools
 import math
 import operator
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -20,6 +21,9 @@ from advantage.networks.convolution import convolve
 from advantage.networks.initialisers import Layers, Sizes, orthogonal_apart, uniform_fan_in
 from advantage.networks.mlp import Linear
 from advantage.types import Space
+
+NATURE = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
+"""Filters, kernel and stride of each convolution of Mnih et al. (2015)."""
 
 ROWS = 1024
 """Pictures that pass a network at once: a whole rollout's layers would take gigabytes."""
@@ -39,7 +43,9 @@ class Conv(eqx.Module):
 class NatureCNN(eqx.Module):
     """Three convolutions and a dense layer, ReLU after each (Mnih et al., 2015, https://doi.org/10.1038/nature14236).
 
-    `[*batch, *picture]` becomes `[*batch, features_dim]`. SB3's `NatureCNN`, with its arguments.
+    `[*batch, *picture]` becomes `[*batch, features_dim]`. SB3's `NatureCNN`, with its arguments. With `layers` it has
+    other convolutions: `[(32, 5, 5), (64, 5, 5)]` with 256 features are those of data-efficient Rainbow (van Hasselt
+    et al., 2019, https://arxiv.org/abs/1906.05243), an eighth of the arithmetic at 84 x 84 pixels.
     """
 
     convolutions: tuple[Conv, ...]
@@ -54,29 +60,28 @@ class NatureCNN(eqx.Module):
         features_dim: int = 512,
         normalized_image: bool = False,
         ortho_init: bool = False,
+        layers: Any = NATURE,
     ):
         """Torch's default initialisation, or with `ortho_init` orthogonal weights of gain sqrt(2).
 
+        `layers` has filters, kernel and stride of each convolution; a kernel is a multiple of its stride.
+
         Raises:
-            ValueError: `space` holds no pictures (8-bit ones; with `normalized_image` any `[H, W, C]`), or too small ones.
+            ValueError: `space` holds no pictures (8-bit ones; with `normalized_image` any `[H, W, C]`), or too small
+                ones, or `layers` are none.
         """
-        height, width, channels = picture_shape(space, "NatureCNN", normalized_image)
-        form = [(8, 4, channels, 32), (4, 2, 32, 64), (3, 1, 64, 64)]
-        sides = [height, width]
-        for kernel, stride, _, _ in form:
+        *sides, inputs = picture_shape(space, "NatureCNN", normalized_image)
+        form = _checked(layers)
+        _require_sides(sides, form)
+        channels = [inputs, *(filters for filters, _, _ in form)]
+        for _, kernel, stride in form:
             sides = [window(side, kernel, stride) for side in sides]
-        if min(sides) < 1:
-            raise ValueError(
-                f"NatureCNN needs pictures of at least 36 x 36 pixels, and these have {height} x {width}: enlarge them"
-                " (gymnasium.wrappers.ResizeObservation), or use"
-                " policy_kwargs={'features_extractor_class': 'ImpalaCNN'}, for MultiInputPolicy"
-                " policy_kwargs={'features_extractor_kwargs': {'cnn': 'ImpalaCNN'}}"
-            )
-        sizes = [(kernel**2 * inputs, outputs) for kernel, _, inputs, outputs in form]
-        *layers, dense = _initial(key, [*sizes, (math.prod(sides) * 64, _positive(features_dim))], ortho_init)
+        sizes = [(k**2 * inputs, filters) for inputs, (filters, k, _) in zip(channels[:-1], form, strict=True)]
+        flat = math.prod(sides) * channels[-1]
+        *made, dense = _initial(key, [*sizes, (flat, _positive(features_dim))], ortho_init)
         self.convolutions = tuple(
-            Conv(weight.reshape(kernel, kernel, inputs, outputs), bias, stride)
-            for (kernel, stride, inputs, outputs), (weight, bias) in zip(form, layers, strict=True)
+            Conv(weight.reshape(kernel, kernel, -1, filters), bias, stride)
+            for (filters, kernel, stride), (weight, bias) in zip(form, made, strict=True)
         )
         self.dense, self.space, self.normalized_image = Linear(*dense), space, normalized_image
 
@@ -165,6 +170,42 @@ def window(length: int, kernel: int, stride: int) -> int:
     return (length - kernel) // stride + 1
 
 
+def _checked(layers: Any) -> list[tuple[int, int, int]]:
+    """`(filters, kernel, stride)` of each.
+
+    Raises:
+        ValueError: these are no convolutions.
+    """
+    try:
+        given = [(filters, kernel, stride) for filters, kernel, stride in layers]
+    except (TypeError, ValueError):
+        given = []
+    form = [(_positive(filters), _positive(kernel), _positive(stride)) for filters, kernel, stride in given]
+    if not form or any(kernel % stride for _, kernel, stride in form):
+        raise ValueError(_NO_LAYERS.format(layers))
+    return form
+
+
+_NO_LAYERS = (
+    "features_extractor_kwargs: layers={!r} has to hold (filters, kernel, stride) of each convolution, with kernels that"
+    " are multiples of their strides, such as [(32, 5, 5), (64, 5, 5)]"
+)
+
+
+def _require_sides(sides: Sequence[int], form: Sequence[tuple[int, int, int]]) -> None:
+    """Raises a ValueError if pictures of these sides are too small for the convolutions."""
+    least = 1
+    for _, kernel, stride in reversed(form):
+        least = (least - 1) * stride + kernel
+    if min(sides) < least:
+        raise ValueError(
+            f"NatureCNN needs pictures of at least {least} x {least} pixels, and these have {sides[0]} x {sides[1]}:"
+            " enlarge them (gymnasium.wrappers.ResizeObservation), or use"
+            " policy_kwargs={'features_extractor_class': 'ImpalaCNN'}, for MultiInputPolicy"
+            " policy_kwargs={'features_extractor_kwargs': {'cnn': 'ImpalaCNN'}}"
+        )
+
+
 def channels_first(shape: tuple[int, ...]) -> bool:
     """Whether a picture is `[channels, height, width]`: SB3's guess, by the first of the shortest axes."""
     return int(np.argmin(shape)) == 0
@@ -245,7 +286,7 @@ def _initial(key: Key, sizes: Sizes, ortho_init: bool) -> Layers:
     return (orthogonal_apart if ortho_init else uniform_fan_in)(key, sizes, [math.sqrt(2.0)] * len(sizes))
 
 
-def _positive(count: int) -> int:
+def _positive(count: Any) -> int:
     try:
         fits = operator.index(count) >= 1
     except TypeError:

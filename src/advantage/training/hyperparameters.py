@@ -214,4 +214,5 @@ def undescribe_schedule(stored: Mapping[str, Any]) -> Schedule:
 
 
 def _tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+    """Lists as tuples, at any depth: JSON knows lists only."""
+    return tuple(map(_tuple, value)) if isinstance(value, list) else value

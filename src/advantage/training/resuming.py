@@ -11,6 +11,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from advantage.drivers.filed import BUDGET
 from advantage.drivers.snapshot import Kept, put_memory, restore
 from advantage.envs.atari import Atari
 from advantage.envs.jax import is_jax_env
@@ -143,6 +144,15 @@ def take_memory(driver: Any, path: str | os.PathLike[str]) -> None:
         raise
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise NotAModel(f"{path} is no replay memory of this model: {error}") from None
+
+
+def require_in_memory(filed: bool, what: str) -> None:
+    """Raises a ValueError if a replay's observations are in a file: what is asked for would need all in memory."""
+    if filed:
+        raise ValueError(
+            f"{what} the whole replay in memory, and its observations are in a file, since they are more than that:"
+            f" lower buffer_size, raise {BUDGET}, or save the model alone with save()"
+        )
 
 
 def env_is_plain(env: Any) -> bool:
