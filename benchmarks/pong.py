@@ -100,7 +100,7 @@ def train(name: str, minutes: float, steps: int | None, model_file: Path | None)
     return {
         "algorithm": job.algorithm, "settings": job.settings, "steps": model.num_timesteps, "seconds": round(curve.seconds, 1), "curve": curve.rows,
         "last": play(model, LAST_GAMES), "epsilon": EPSILON, "versions": versions, "load": os.getloadavg()[0],
-        "machine": f"{device.device_kind}, {len(os.sched_getaffinity(0))} cores of {platform.machine()}",
+        "machine": f"{device.device_kind}, {len(os.sched_getaffinity(0))} core(s) of {platform.machine()}",
         "command": f"python benchmarks/pong.py --job {name} --minutes {minutes:g}",
     }  # fmt: skip
 
