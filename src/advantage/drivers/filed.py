@@ -39,7 +39,7 @@ OBSERVATIONS = ("obs", "next_obs")
 
 TARGET, PREFIX = "advantage_filed", "advantage-replay-"
 _lock = threading.Lock()
-_failed: list[OSError] = []
+_failed: list[Exception] = []
 
 
 def budget(device: Any) -> float:
@@ -192,7 +192,7 @@ def _handle(at: int) -> None:
     words = ctypes.cast(frame.arguments.buffers[0].contents.data, ctypes.POINTER(ctypes.c_uint32))
     try:
         _map(frame.results.buffers[0].contents.data, words[0] << 32 | words[1])
-    except OSError as error:  # nothing may leave a function that C calls
+    except Exception as error:  # nothing may leave a function that C calls
         _failed.append(error)
 
 
@@ -202,8 +202,13 @@ def _map(out: int, size: int) -> None:
     ctypes.memset(out, 0, begin - out)
     ctypes.memset(end, 0, out + size - end)
     with tempfile.TemporaryFile(prefix=PREFIX) as file:
-        os.posix_fallocate(file.fileno(), 0, end - begin)  # now, and not when the disk is full some day
+        # Its room is taken now, and not when the disk is full some day; macOS has no such function.
+        getattr(os, "posix_fallocate", _lengthen)(file.fileno(), 0, end - begin)
         _put_pages(begin, end - begin, file.fileno())
+
+
+def _lengthen(file: int, begin: int, size: int) -> None:
+    os.truncate(file, begin + size)
 
 
 def _put_pages(begin: int, size: int, file: int) -> None:
