@@ -309,6 +309,7 @@ class Model:
         model.set_env(env)
         check_env_id(model.env_id, stored)
         check_normalised(normalised, model.normalize)
+        require_in_memory(model._filed, "a checkpoint has")
         model._put_state(state)  # statistics of a `VecNormalize` given here are not the run's
         with model._on_device():
             restore_driver(model._driver, model._config, kept, str(path))

@@ -109,7 +109,7 @@ def test_what_may_lie_in_a_file():
     assert filed.fileable(Rows(pieces.Pieces((part, part)), (), part), 1) == [True, True, False]
 
 
-@pytest.mark.parametrize(("given", "found"), [("2", 2e9), ("0.5", 5e8)])
+@pytest.mark.parametrize(("given", "found"), [("2", 2e9), ("0.5", 5e8), ("1e9", filed.room_on(CPU)), ("inf", filed.room_on(CPU))])
 def test_the_budget(monkeypatch, given, found):
     monkeypatch.setenv(filed.BUDGET, given)
     assert filed.budget(CPU) == found

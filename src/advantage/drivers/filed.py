@@ -6,11 +6,13 @@ is used and writes the rest to the disk. The file has no name: it is gone with t
 """
 
 import ctypes
+import errno
 import functools
 import math
 import mmap
 import os
 import pathlib
+import platform
 import shutil
 import tempfile
 import threading
@@ -30,8 +32,8 @@ SHARE = 0.75
 """Of the machine's memory, what replay may take by default."""
 
 LEAST = KEPT
-"""Bytes of an array that gets a file. The C library gives memory of that size back to the kernel when the array goes: in
-smaller pieces it would be used for something else, and processes that are forked would share it.
+"""Bytes of an array that gets a file. The C library takes memory of that size from the kernel and gives it back when the array
+goes; in pieces of its own heap it would be used for something else then, and processes that are forked would share it.
 """
 
 OBSERVATIONS = ("obs", "next_obs")
@@ -57,7 +59,7 @@ def budget(device: Any) -> float:
         gigabytes = -1.0
     if not gigabytes > 0:
         raise ValueError(f"the environment variable {BUDGET}={given!r} has to be a number of gigabytes above 0")
-    return gigabytes * 1e9
+    return min(gigabytes * 1e9, room_on(device))
 
 
 def fileable(memory: PyTree, seeds: int) -> list[bool]:
@@ -197,6 +199,9 @@ def _handle(at: int) -> None:
 
 
 def _map(out: int, size: int) -> None:
+    # glibc's mark of a block that is the kernel's own; what it has freed before comes first, if that is as large.
+    if platform.libc_ver()[0] == "glibc" and not ctypes.c_size_t.from_address(out - 8).value & 2:
+        raise OSError(errno.ENOMEM, "the replay's memory is of the heap, where no file can lie: train in a new process")
     page = mmap.PAGESIZE
     begin, end = -(-out // page) * page, (out + size) // page * page
     ctypes.memset(out, 0, begin - out)

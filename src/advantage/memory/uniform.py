@@ -51,16 +51,17 @@ def init(spec: Spec, num_envs: int, capacity: int) -> Replay:
     """An empty memory of `capacity // num_envs` rows for each of `num_envs` environments."""
     rows = num_envs * (capacity // num_envs)
 
-    def zeros(space: Space) -> PyTree:
+    def zeros(space: Space, make: Any = pieces.zeros) -> PyTree:
         # By shape: NumPy's zeros would be allocated even where only the sizes are asked for.
-        return jax.tree.map(lambda x: pieces.zeros(rows, x.shape, x.dtype), space.zeros())
+        return jax.tree.map(lambda x: make(rows, x.shape, x.dtype), space.zeros())
 
     counters = [jnp.zeros(num_envs, jnp.int32) for _ in range(2)]
     plain = [zeros(spec.observation) for _ in range(2)] if not spec.stacked else None
     obs, next_obs = plain or (frames.init(spec.observation, num_envs, rows // num_envs), ())
     # All legal where nothing was remembered: what is computed there is thrown away, and has to be finite.
     masks = [jnp.ones((rows, spec.choices), bool) if spec.masked else None for _ in range(2)]
-    return Replay(obs, next_obs, zeros(spec.action), jnp.zeros(rows, jnp.float32), jnp.zeros(rows, jnp.uint8), *counters, *masks)
+    action = zeros(spec.action, lambda n, shape, dtype: jnp.zeros((n, *shape), dtype))
+    return Replay(obs, next_obs, action, jnp.zeros(rows, jnp.float32), jnp.zeros(rows, jnp.uint8), *counters, *masks)
 
 
 def places(memory: Replay, valid: Bool[Array, "T N"]) -> Int[Array, "T N"]:

@@ -45,7 +45,7 @@ class NatureCNN(eqx.Module):
 
     `[*batch, *picture]` becomes `[*batch, features_dim]`. SB3's `NatureCNN`, with its arguments. With `layers` it has
     other convolutions: `[(32, 5, 5), (64, 5, 5)]` with 256 features are those of data-efficient Rainbow (van Hasselt
-    et al., 2019, https://arxiv.org/abs/1906.05243), an eighth of the arithmetic at 84 x 84 pixels.
+    et al., 2019, https://arxiv.org/abs/1906.05243), a sixth of the arithmetic at 84 x 84 pixels.
     """
 
     convolutions: tuple[Conv, ...]
