@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jobs
 import numpy as np
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -87,7 +88,7 @@ def train(name: str, minutes: float, steps: int | None, model_file: Path | None)
 
     job = JOBS[name]
     total, began = steps or job.steps, time.perf_counter()
-    settings = job.settings | {"learning_rate": linear(job.settings["learning_rate"])}
+    settings = job.settings | {"learning_rate": jobs.linear(job.settings["learning_rate"])}
     model = getattr(advantage, job.algorithm)("CnnPolicy", ENV, seed=0, **settings)
     curve = Curve(model, total, minutes)
     curve.since = began
@@ -103,11 +104,6 @@ def train(name: str, minutes: float, steps: int | None, model_file: Path | None)
         "machine": f"{device.device_kind}, {len(os.sched_getaffinity(0))} core(s) of {platform.machine()}",
         "command": f"python benchmarks/pong.py --job {name} --minutes {minutes:g}",
     }  # fmt: skip
-
-
-def linear(start: float) -> Any:
-    """SB3's form of a schedule from `start` to 0."""
-    return lambda progress_remaining: start * progress_remaining
 
 
 def interval(scores: list[float]) -> tuple[float, float]:

@@ -134,9 +134,16 @@ def replay_bytes(
     algorithm: Any, config: Any, spec: Spec, num_envs: int, prioritised: PrioritizedReplayBuffer | None = None
 ) -> int:
     """Bytes of one seed's replay memory, which is not allocated for it; 0 where nothing is remembered."""
-    make = agent_of(algorithm, prioritised).init_memory
-    arrays = jax.eval_shape(lambda: make(config, spec, num_envs))
+    arrays = replay_shapes(algorithm, config, spec, num_envs, prioritised)
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(arrays))
+
+
+def replay_shapes(
+    algorithm: Any, config: Any, spec: Spec, num_envs: int, prioritised: PrioritizedReplayBuffer | None = None
+) -> PyTree:
+    """Shapes and dtypes of one seed's replay memory."""
+    make = agent_of(algorithm, prioritised).init_memory
+    return jax.eval_shape(lambda: make(config, spec, num_envs))
 
 
 def _no_memory(config: Any, spec: Spec, num_envs: int) -> tuple[()]:
@@ -719,8 +726,7 @@ class Model:
         """Whether the replay's observations go to a file (with a note); `ValueError` where all seeds' fit nowhere."""
         if not hasattr(self._config, "buffer_size"):
             return False
-        make = agent_of(self.algorithm, self._prioritised).init_memory
-        arrays = jax.eval_shape(lambda: make(self._config, spec, num_envs))
+        arrays = replay_shapes(self.algorithm, self._config, spec, num_envs, self._prioritised)
         note = filed_or_refused(arrays, self.num_seeds, self._config.buffer_size, self._device, fused)
         if note is not None:
             warnings.warn(note, UserWarning, stacklevel=5)

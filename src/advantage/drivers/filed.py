@@ -39,7 +39,7 @@ goes; in pieces of its own heap it would be used for something else then, and pr
 OBSERVATIONS = ("obs", "next_obs")
 """Leaves of a replay that may lie in files: they are large, and zero where nothing is remembered."""
 
-TARGET, PREFIX = "advantage_filed", "advantage-replay-"
+TARGET = "advantage_filed"
 _lock = threading.Lock()
 _failed: list[Exception] = []
 
@@ -206,7 +206,7 @@ def _map(out: int, size: int) -> None:
     begin, end = -(-out // page) * page, (out + size) // page * page
     ctypes.memset(out, 0, begin - out)
     ctypes.memset(end, 0, out + size - end)
-    with tempfile.TemporaryFile(prefix=PREFIX) as file:
+    with tempfile.TemporaryFile() as file:
         # Its room is taken now, and not when the disk is full some day; macOS has no such function.
         getattr(os, "posix_fallocate", _lengthen)(file.fileno(), 0, end - begin)
         _put_pages(begin, end - begin, file.fileno())
