@@ -74,9 +74,9 @@ def train(name: str, algorithms: list[str]) -> None:
     from advantage.experiments.compare import compare
 
     task = TASKS[name]
-    settings = {algorithm: settings_of(algorithm, task) for algorithm in algorithms}
     for algorithm in algorithms:
         print(name, algorithm, flush=True)
+        settings = {algorithm: settings_of(algorithm, task)}
         compare([algorithm], task.env, out=FOLDER / name, settings=settings, **task.protocol)
 
 

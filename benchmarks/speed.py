@@ -1,7 +1,8 @@
 """Speed beside Stable-Baselines3 and SBX: the same jobs, one process each, in turns.
 
     python benchmarks/speed.py                          # all jobs, three rounds: about 15 minutes
-    python benchmarks/speed.py --suite continuous       # off-policy continuous control: about 20 minutes
+    python benchmarks/speed.py --suite continuous       # off-policy continuous control: half an hour
+    python benchmarks/speed.py --suite seeds            # four seeds of SAC on two cores; what it compiles: 10 minutes
     python benchmarks/speed.py --suite policy           # policy gradients: about 10 minutes
     python benchmarks/speed.py --suite value            # DQN from Atari's pixels: about 5 minutes
     python benchmarks/speed.py --suite gpu              # on a GPU: about 5 minutes a round
@@ -52,6 +53,7 @@ TIMEOUT = 300
 TITLES = {
     "speed": "Speed",
     "continuous": "Speed: continuous control",
+    "seeds": "Speed: four seeds of SAC on two cores, and compiling",
     "policy": "Speed: policy gradients",
     "value": "Speed: value-based, from Atari's pixels",
     "gpu": "Speed: on a GPU",
