@@ -38,7 +38,7 @@ ROOMS = {
     "models": FOUNDATION | {"platform", "memory", "algorithms", "envs", "drivers", "training", "normalising", "__init__"},
     "experiments": {"types", "equations", "algorithms", "envs", "drivers", "training", "models", "__init__"},  # algorithms: of what parts one is made
     "llm": {"types", "equations", "networks", "training"},
-    "cli": {"types", "envs", "training", "models", "experiments", "__init__"},
+    "cli": {"types", "envs", "training", "models", "experiments", "llm", "__init__"},
 }
 
 # What is read to follow one algorithm from the environment's step to the changed parameters.

@@ -1,4 +1,4 @@
-"""The command line: `advantage train`, `compare`, `ablate`, `suggest`, `evaluate`, `watch`, `replay`, `algorithms`, `presets`.
+"""The command line: `advantage train`, `compare`, `ablate`, `suggest`, `evaluate`, `watch`, `replay`, `algorithms`, `presets`, `llm`.
 
 Whatever is slow to import is imported by the command that needs it: help answers at once.
 """
@@ -58,15 +58,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0: done; 2: an error, told in one line on stderr; 130: Ctrl-C.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
-    functions = (train, compare, ablate, suggest, evaluate, watch, replay, algorithms, presets)
-    commands = {function.__name__: function for function in functions}
+    functions = (train, compare, ablate, suggest, evaluate, watch, replay, algorithms, presets, llm)
+    commands, prog, description = {function.__name__: function for function in functions}, "advantage", DESCRIPTION
+    if arguments[0] == "llm":  # commands of its own below it
+        from advantage.llm.commands import COMMANDS
+
+        commands, prog, description, arguments = COMMANDS, "advantage llm", llm.__doc__, arguments[1:] or ["--help"]
     with warnings.catch_warnings():
         warnings.showwarning = _note
         try:
             code = tyro.extras.subcommand_cli_from_dict(
                 commands,
-                prog="advantage",
-                description=DESCRIPTION,
+                prog=prog,
+                description=description,
                 args=arguments,
                 config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitSubcommandPrefixes),
             )
@@ -435,6 +439,10 @@ def suggest(
     name = None if algorithm is None else _face(algorithm).__name__
     suggestion = ask(env, budget, algorithm=name, seeds=seeds, checkpoint=checkpoint)
     print(json.dumps(suggestion.as_dict())) if as_json else Console(highlight=False).print(suggestion)
+
+
+def llm() -> None:
+    """Language models: generate and chat; see advantage llm --help."""
 
 
 def _made(face: type[Model], env: str, preset: Preset | None, given: Mapping[str, Any], **options: int) -> Model:

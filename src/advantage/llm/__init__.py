@@ -1,0 +1,33 @@
+"""Language models: decoders in JAX that read and write Hugging Face's folders, and what is trained on their tokens."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+_HOME = {
+    "LanguageModel": "advantage.llm.model",
+    "load_model": "advantage.llm.model",
+    "GenerationConfig": "advantage.llm.generate",
+    "DecoderConfig": "advantage.llm.decoder",
+    "Decoder": "advantage.llm.decoder",
+    "Tokenizer": "advantage.llm.tokenizer",
+}
+
+__all__ = [*_HOME]
+
+if TYPE_CHECKING:
+    from advantage.llm.decoder import Decoder, DecoderConfig
+    from advantage.llm.generate import GenerationConfig
+    from advantage.llm.model import LanguageModel, load_model
+    from advantage.llm.tokenizer import Tokenizer
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'advantage.llm' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

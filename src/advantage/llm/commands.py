@@ -1,0 +1,102 @@
+"""The command line of language models: `advantage llm generate`, `advantage llm chat`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, UseAppendAction, arg
+
+Model = Annotated[Positional[Path], arg(metavar="MODEL")]
+Debug = Annotated[bool, arg(help="On an error, show where it arose.")]
+
+
+def generate(
+    model: Model,
+    prompts: Annotated[Positional[tuple[str, ...]], arg(metavar="PROMPT")],
+    /,
+    *,
+    adapter: Annotated[Path | None, arg(metavar="DIR")] = None,
+    plain: bool = False,
+    max_new_tokens: int = 128,
+    temperature: float = 0.7,
+    top_k: int = 0,
+    top_p: float = 0.95,
+    stop: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="TEXT")] = (),
+    seed: int = 0,
+    debug: Debug = False,
+) -> None:
+    """Answer prompts, all at once.
+
+    Args:
+        model: A folder in Hugging Face's form, or a .gguf file.
+        prompts: What to answer.
+        adapter: A folder with a LoRA in PEFT's form.
+        plain: Go on with the text as it is, even where the model has a chat template.
+        max_new_tokens: Tokens of an answer at most.
+        temperature: 0 takes the most likely token always.
+        top_k: Only so many of the most likely tokens; 0: all.
+        top_p: Only the most likely tokens that have this probability together.
+        stop: A text that ends an answer; may be repeated.
+        seed: Of what is drawn.
+        debug: On an error, show where it arose.
+    """
+    from advantage.llm.model import load_model
+
+    found = load_model(model, adapter=adapter)
+    chat = found.tokenizer.chat_template is not None and not plain
+    asked = [[{"role": "user", "content": prompt}] if chat else prompt for prompt in prompts]
+    answers = found.generate(
+        asked, seed=seed, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, stop_strings=stop
+    )
+    for prompt, answer in zip(prompts, answers, strict=True):
+        print(answer if chat else prompt + answer)
+
+
+def chat(
+    model: Model,
+    /,
+    *,
+    adapter: Annotated[Path | None, arg(metavar="DIR")] = None,
+    system: str | None = None,
+    max_new_tokens: int = 256,
+    temperature: float = 0.7,
+    top_p: float = 0.95,
+    seed: int = 0,
+    debug: Debug = False,
+) -> None:
+    """Talk with a model, a line at a time; an empty line or Ctrl-D ends it.
+
+    Args:
+        model: A folder in Hugging Face's form, or a .gguf file; it needs a chat template.
+        adapter: A folder with a LoRA in PEFT's form.
+        system: What the model is told first.
+        max_new_tokens: Tokens of an answer at most.
+        temperature: 0 takes the most likely token always.
+        top_p: Only the most likely tokens that have this probability together.
+        seed: Of what is drawn.
+        debug: On an error, show where it arose.
+    """
+    from advantage.llm.model import load_model
+
+    found = load_model(model, adapter=adapter)
+    messages = [] if system is None else [{"role": "system", "content": system}]
+    found.tokenizer.chat([*messages, {"role": "user", "content": "?"}], add_generation_prompt=True)  # refuses before anything is typed
+    while line := _line():
+        messages.append({"role": "user", "content": line})
+        (answer,) = found.generate(
+            [messages], seed=seed + len(messages), max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p
+        )
+        print(answer, flush=True)
+        messages.append({"role": "assistant", "content": answer})
+
+
+def _line() -> str:
+    """What was typed; empty at the end."""
+    if sys.stdin.isatty():
+        print("> ", end="", flush=True)
+    return sys.stdin.readline().strip()
+
+
+COMMANDS = {"generate": generate, "chat": chat}

@@ -1,0 +1,207 @@
+"""Folders in Hugging Face's form: `config.json` and safetensors to and from a `Decoder`; LoRA adapters in PEFT's form."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from advantage.llm import families, lora
+from advantage.llm.decoder import Decoder, DecoderConfig, blank
+
+SHARD = 4 * 2**30  # bytes of one file of weights at most
+COPIES = ("lm_head.weight",)  # what some files hold twice, where the head is the embeddings
+
+
+class NotAModelFolder(ValueError):
+    """The folder holds no model in Hugging Face's form, or one whose weights do not fit its `config.json`."""
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """The contents of a JSON file; empty where there is none."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def read_decoder(folder: str | os.PathLike, dtype: str | None = None) -> tuple[Decoder, dict[str, Any]]:
+    """`(decoder, contents of config.json)`.
+
+    Args:
+        dtype: of the weights here, such as `"bfloat16"`; None: float32 on a CPU, the file's own elsewhere.
+
+    Raises:
+        NotAModelFolder: there is no such folder, no weights, or weights that do not fit.
+        ValueError: a family that isn't supported.
+    """
+    folder = pathlib.Path(folder)
+    contents = read_json(folder / "config.json")
+    if not contents:
+        raise NotAModelFolder(f"{folder} has no config.json: give a folder in Hugging Face's form, or a .gguf file")
+    contents = contents.get("text_config") or contents
+    config = families.config_of(contents)
+    files = sorted(folder.glob("model*.safetensors"))
+    if not files:
+        raise NotAModelFolder(f"{folder} has no model*.safetensors: save the model with safe_serialization=True")
+    tensors: dict[str, np.ndarray] = {}
+    for file in files:
+        tensors |= safetensors.numpy.load_file(file)
+    return assemble(config, tensors, dtype, str(folder)), contents
+
+
+def assemble(config: DecoderConfig, tensors: dict[str, np.ndarray], dtype: str | None, where: str) -> Decoder:
+    """A decoder from a file's tensors, layers stacked.
+
+    Raises:
+        NotAModelFolder: a tensor is missing, of another shape, or unknown.
+    """
+    names = families.weight_names(config)
+    shapes, structure = jax.tree.flatten_with_path(jax.eval_shape(lambda: blank(config, "float32")))
+    dtype = dtype or default_dtype(tensors[names["norm"]].dtype.name if names["norm"] in tensors else "float32")
+
+    def read(name: str, shape: tuple[int, ...]) -> np.ndarray:
+        if name not in tensors:
+            raise NotAModelFolder(f"{where} has no tensor {name!r}, which its config.json asks for")
+        if tensors[name].shape != shape:
+            raise NotAModelFolder(f"{where}: {name!r} is {tensors[name].shape}, and config.json asks for {shape}")
+        return tensors[name]
+
+    leaves, used = [], set(COPIES if config.tie_word_embeddings else ())
+    for path, shape in shapes:
+        name = names[jax.tree_util.keystr(path, simple=True, separator=".")]
+        here = [name.format(layer) for layer in range(shape.shape[0])] if "{}" in name else [name]
+        used |= set(here)
+        parts = [read(each, shape.shape[1:] if "{}" in name else shape.shape) for each in here]
+        leaves.append(jnp.asarray(np.stack(parts) if "{}" in name else parts[0], dtype))
+    unknown = sorted(name for name in tensors.keys() - used if not name.endswith("inv_freq"))  # a table that old files hold
+    if unknown:
+        raise NotAModelFolder(f"{where} has the tensor {unknown[0]!r}, for which its config.json has no place")
+    return jax.tree.unflatten(structure, leaves)
+
+
+def default_dtype(stored: str) -> str:
+    """float32 on a CPU, where products of bfloat16 are slower; elsewhere what the file has."""
+    return "float32" if jax.default_backend() == "cpu" else stored
+
+
+def tensors_of(decoder: Decoder) -> dict[str, np.ndarray]:
+    """A decoder's weights under the names of the files, each layer its own."""
+    names, tensors = families.weight_names(decoder.config), {}
+    for path, leaf in jax.tree.leaves_with_path(decoder):
+        name = names[jax.tree_util.keystr(path, simple=True, separator=".")]
+        if "{}" in name:
+            tensors |= {name.format(layer): part for layer, part in enumerate(np.asarray(leaf))}
+        else:
+            tensors[name] = np.asarray(leaf)
+    return tensors
+
+
+def write_decoder(folder: str | os.PathLike, decoder: Decoder, contents: dict[str, Any] | None = None) -> None:
+    """Write `config.json` and the weights; a LoRA's change is added to them.
+
+    Args:
+        contents: of the `config.json` that the decoder was read with.
+    """
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    decoder = lora.merged(decoder)
+    dtype = str(decoder.norm.dtype)
+    contents = {**(contents or families.json_of(decoder.config, dtype)), "torch_dtype": dtype}
+    contents.pop("dtype", None)
+    (folder / "config.json").write_text(json.dumps(contents, indent=2) + "\n", encoding="utf-8")
+    _write_weights(folder, tensors_of(decoder))
+
+
+def _write_weights(folder: pathlib.Path, tensors: dict[str, np.ndarray]) -> None:
+    """One file, or several and their index."""
+    shards: list[dict[str, np.ndarray]] = [{}]
+    size = 0
+    for name, tensor in tensors.items():
+        if size + tensor.nbytes > SHARD and shards[-1]:
+            shards.append({})
+            size = 0
+        shards[-1][name] = np.ascontiguousarray(tensor)
+        size += tensor.nbytes
+    if len(shards) == 1:
+        safetensors.numpy.save_file(shards[0], folder / "model.safetensors", metadata={"format": "pt"})
+        return
+    where = {}
+    for number, shard in enumerate(shards, 1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        safetensors.numpy.save_file(shard, folder / file, metadata={"format": "pt"})
+        where |= dict.fromkeys(shard, file)
+    total = sum(tensor.nbytes for tensor in tensors.values())
+    index = {"metadata": {"total_size": total}, "weight_map": where}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def write_adapter(folder: str | os.PathLike, decoder: Decoder, base: str) -> None:
+    """Write a decoder's LoRA in PEFT's form: `adapter_config.json` and `adapter_model.safetensors`.
+
+    Args:
+        base: name or path of the model that it changes.
+
+    Raises:
+        ValueError: the decoder has no LoRA.
+    """
+    folder, adapters = pathlib.Path(folder), lora.adapters(decoder)
+    if not adapters:
+        raise ValueError("the decoder has no LoRA: call add_lora first, or save the whole model")
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {}
+    for name, adapter in adapters.items():
+        for part, leaf in (("lora_A", adapter.down), ("lora_B", adapter.up)):
+            for layer, array in enumerate(np.asarray(leaf)):
+                tensors[f"base_model.model.model.layers.{layer}.{families.LINEARS[name]}.{part}.weight"] = np.ascontiguousarray(array)
+    safetensors.numpy.save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    rank = next(iter(adapters.values())).down.shape[1]
+    contents = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": rank,
+        "lora_alpha": next(iter(adapters.values())).scale * rank,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "target_modules": sorted(families.LINEARS[name].split(".")[-1] for name in adapters),
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(contents, indent=2) + "\n", encoding="utf-8")
+
+
+def read_adapter(folder: str | os.PathLike, decoder: Decoder) -> Decoder:
+    """The decoder with a LoRA in PEFT's form.
+
+    Raises:
+        NotAModelFolder: no adapter there, one of another kind, or one that does not fit the decoder.
+    """
+    folder = pathlib.Path(folder)
+    contents = read_json(folder / "adapter_config.json")
+    if contents.get("peft_type") != "LORA":
+        raise NotAModelFolder(f"{folder} has no adapter_config.json of a LoRA")
+    for name in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save", "layers_to_transform"):
+        if contents.get(name):
+            raise NotAModelFolder(f"{folder}: adapters with {name!r} are not supported, plain LoRA is")
+    tensors = safetensors.numpy.load_file(folder / "adapter_model.safetensors")
+    targets = contents["target_modules"]
+    decoder = lora.add_lora(decoder, jax.random.key(0), int(contents["r"]), float(contents["lora_alpha"]), targets)
+    used = set()
+    for name, adapter in lora.adapters(decoder).items():
+        parts = []
+        for part, leaf in (("lora_A", adapter.down), ("lora_B", adapter.up)):
+            keys = [f"base_model.model.model.layers.{layer}.{families.LINEARS[name]}.{part}.weight" for layer in range(leaf.shape[0])]
+            missing = [key for key in keys if key not in tensors or tensors[key].shape != leaf.shape[1:]]
+            if missing:
+                raise NotAModelFolder(f"{folder}: {missing[0]!r} is missing or does not fit the model")
+            used |= set(keys)
+            parts.append(jnp.asarray(np.stack([tensors[key] for key in keys]), leaf.dtype))
+        decoder = lora.replaced(decoder, name, lora.Lora(*parts, adapter.scale))
+    if tensors.keys() - used:
+        raise NotAModelFolder(f"{folder} has {min(tensors.keys() - used)!r}, for which the model has no place")
+    return decoder

@@ -1,0 +1,45 @@
+"""Small models with what transformers and PEFT computed of them (`oracles/transformers`)."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from advantage.llm.decoder import DecoderConfig, init
+from advantage.llm.folder import read_decoder
+from advantage.llm.tokenizer import Tokenizer
+
+FOLDERS = Path(__file__).parents[1] / "oracles" / "transformers"
+ANSWERS = np.load(FOLDERS / "answers.npz", allow_pickle=False)
+CHATS = json.loads((FOLDERS / "chat.json").read_text(encoding="utf-8"))
+FAMILIES = sorted(path.name for path in FOLDERS.iterdir() if (path / "config.json").is_file())
+SMALL = DecoderConfig(
+    model_type="llama", vocab_size=64, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+    num_key_value_heads=1, head_dim=8, max_position_embeddings=64,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def llama():
+    """A decoder of random weights that transformers made."""
+    return read_decoder(FOLDERS / "llama")[0]
+
+
+@pytest.fixture(scope="session")
+def small():
+    """One of ours, with weights large enough that its words differ."""
+    decoder = init(SMALL, jax.random.key(0))
+    return jax.tree.map(lambda x: x * 8.0 if x.ndim > 1 and x.shape[-1] > 1 else x, decoder)
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """That of transformers' folder: bytes and a few merges."""
+    return Tokenizer.read(FOLDERS / "llama")
+
+
+def real(start: np.ndarray, slots: int) -> np.ndarray:
+    """Where there is no padding, `[B,T,1]`."""
+    return (np.arange(slots)[None] >= start[:, None])[..., None]

@@ -1,0 +1,70 @@
+"""`advantage llm`: what is printed, and one line for what cannot be done."""
+
+import dataclasses
+import io
+import sys
+
+import jax
+import pytest
+
+from advantage.cli import main
+from advantage.llm import LanguageModel, load_model
+from advantage.llm.decoder import init
+
+from .conftest import SMALL
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tokenizer):
+    """A model's folder."""
+    path = tmp_path_factory.mktemp("llm") / "model"
+    decoder = init(dataclasses.replace(SMALL, vocab_size=300, max_position_embeddings=512), jax.random.key(0))
+    LanguageModel(jax.tree.map(lambda x: x * 8.0 if x.ndim > 1 and x.shape[-1] > 1 else x, decoder), tokenizer).save(path)
+    return str(path)
+
+
+def test_generate(folder, capsys):
+    """Chats where there is a template, else the text goes on; `--stop` and the seed reach the model."""
+    assert main(["llm", "generate", folder, "The fox", "Count", "--max-new-tokens", "8", "--stop", "e", "--seed", "3"]) == 0
+    chats = [[{"role": "user", "content": prompt}] for prompt in ("The fox", "Count")]
+    expected = load_model(folder).generate(chats, seed=3, max_new_tokens=8, temperature=0.7, top_p=0.95, stop_strings=["e"])
+    assert capsys.readouterr().out == "".join(answer + "\n" for answer in expected)
+    assert main(["llm", "generate", folder, "The fox", "--plain", "--max-new-tokens", "4", "--temperature", "0"]) == 0
+    assert capsys.readouterr().out.startswith("The fox")
+
+
+def test_chat(folder, capsys, monkeypatch):
+    """Each answer is to all that was said; an empty line ends it."""
+    monkeypatch.setattr(sys, "stdin", io.StringIO("The fox\nAgain\n\nnot read\n"))
+    assert main(["llm", "chat", folder, "--system", "Be brief.", "--max-new-tokens", "6", "--temperature", "0"]) == 0
+    model, said = load_model(folder), [{"role": "system", "content": "Be brief."}]
+    expected = ""
+    for line in ("The fox", "Again"):
+        said.append({"role": "user", "content": line})
+        (answer,) = model.generate([said], max_new_tokens=6, temperature=0)
+        said.append({"role": "assistant", "content": answer})
+        expected += answer + "\n"
+    assert capsys.readouterr().out == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["generate", "nowhere", "x"], "error: no model at nowhere: give a local folder or .gguf file; nothing is downloaded"),
+        (["generate", "FOLDER", "x", "--temperature", "-1"], "error: temperature=-1.0 has to be at least 0"),
+        (["generate", "FOLDER"], None),
+        (["poetry", "FOLDER"], None),
+    ],
+)
+def test_what_cannot_be_done(arguments, message, folder, capsys):
+    assert main(["llm", *(folder if word == "FOLDER" else word for word in arguments)]) == 2
+    error = capsys.readouterr().err
+    assert error.strip() == message if message else error
+
+
+def test_help(capsys):
+    assert main(["llm"]) == 0
+    text = capsys.readouterr().out
+    assert "advantage llm" in text and "generate" in text and "chat" in text
+    assert main(["--help"]) == 0
+    assert "llm" in capsys.readouterr().out
