@@ -442,7 +442,7 @@ def suggest(
 
 
 def llm() -> None:
-    """Language models: generate and chat; see advantage llm --help."""
+    """Language models: generate, chat and sft; see advantage llm --help."""
 
 
 def _made(face: type[Model], env: str, preset: Preset | None, given: Mapping[str, Any], **options: int) -> Model:

@@ -47,6 +47,22 @@ def test_chat(folder, capsys, monkeypatch):
     assert capsys.readouterr().out == expected
 
 
+def test_sft(folder, tmp_path, capsys):
+    """An adapter that answers better, saved where it was wanted; the numbers on the screen are those of the trainer."""
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "The fox", "completion": " jumps"}\n', encoding="utf-8")
+    rows, out = str(tmp_path / "rows.jsonl"), tmp_path / "out"
+    options = ["--max-steps", "40", "--lora", "8", "--learning-rate", "2e-2", "--eval-dataset", rows, "--out", str(out)]
+    assert main(["llm", "sft", folder, rows, *options]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[-1] == f"saved the adapter to {out}"
+    before, after = (float(word) for word in said[-2].replace(",", "").split() if word.replace(".", "").isdigit())
+    assert after < before - 1.5
+    tuned = load_model(folder, adapter=out).decoder
+    assert float(abs(tuned.blocks.query.lora.up).max()) > 0
+    assert main(["llm", "sft", folder, str(tmp_path / "none.jsonl")]) == 2
+    assert "no dataset at" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -65,6 +81,6 @@ def test_what_cannot_be_done(arguments, message, folder, capsys):
 def test_help(capsys):
     assert main(["llm"]) == 0
     text = capsys.readouterr().out
-    assert "advantage llm" in text and "generate" in text and "chat" in text
+    assert "advantage llm" in text and all(command in text for command in ("generate", "chat", "sft"))
     assert main(["--help"]) == 0
     assert "llm" in capsys.readouterr().out

@@ -141,3 +141,60 @@ def test_an_adapter_of_another_model(tmp_path):
         other = init(dataclasses.replace(SMALL, **changes), jax.random.key(0))
         with pytest.raises(NotAModelFolder, match=message):
             read_adapter(FOLDERS / "adapter", other)
+
+
+def test_weights_of_another_model_do_not_stay(small, tmp_path, monkeypatch):
+    """One file, then several, then one again: what is read is what was written last."""
+    for number, limit in enumerate((2**30, 5_000, 9_000, 2**30)):
+        monkeypatch.setattr(folder, "SHARD", limit)
+        decoder = jax.tree.map(lambda x, n=number: x + n, small)
+        write_decoder(tmp_path, decoder)
+        assert np.array_equal(read_decoder(tmp_path)[0].embedding, decoder.embedding)
+        assert (tmp_path / "model.safetensors").exists() != (tmp_path / folder.INDEX).exists()
+
+
+def test_damaged_files_are_named(tmp_path):
+    target = changed(tmp_path)
+    weights = (target / "model.safetensors").read_bytes()
+    for contents in (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", weights[:-8]):
+        (target / "model.safetensors").write_bytes(contents)
+        with pytest.raises(NotAModelFolder, match=r"model.safetensors cannot be read .*fetch the whole file again"):
+            read_decoder(target)
+    for contents, message in (("{'a': 1}", "is no JSON"), ("[1]", "holds a list")):
+        (target / "config.json").write_text(contents)
+        with pytest.raises(NotAModelFolder, match=f"config.json {message}"):
+            read_decoder(target)
+    with pytest.raises(NotAModelFolder, match="holds an adapter alone: load its base model"):
+        read_decoder(FOLDERS / "adapter")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "gemma"}, "is nothing that a gemma can have"),
+        ({"attention_softcap": 0.5}, "attention_softcap=0.5 is nothing that a llama can have, which would be read with None"),
+        ({"layer_windows": (2, None)}, r"layer_windows=\(2, None\) is nothing that a llama can have"),
+        ({"embedding_scale": 3.0}, "embedding_scale=3.0 is nothing"),
+        ({"qk_norm": True}, "qk_norm=True is nothing"),
+        ({"qkv_bias": True}, "output_bias=False is nothing|qkv_bias=True is nothing"),
+        ({"model_type": "foo"}, "model_type='foo' is not supported"),
+    ],
+)
+def test_a_model_that_could_not_be_read_again_is_not_written(changes, message, tmp_path):
+    decoder = init(dataclasses.replace(SMALL, **changes), jax.random.key(0))
+    with pytest.raises(ValueError, match=message):
+        write_decoder(tmp_path / "model", decoder)
+
+
+def test_adapters_that_change_more_than_they_say(llama, tmp_path):
+    """PiSSA's file is the change of weights that PEFT has changed first."""
+    target = tmp_path / "adapter"
+    shutil.copytree(FOLDERS / "adapter", target)
+    contents = json.loads((target / "adapter_config.json").read_text())
+    (target / "adapter_config.json").write_text(json.dumps(contents | {"init_lora_weights": "pissa"}))
+    with pytest.raises(NotAModelFolder, match="init_lora_weights='pissa' is not supported"):
+        read_adapter(target, llama)
+    (target / "adapter_config.json").write_text(json.dumps(contents | {"target_modules": r".*\.(q|v|down)_proj"}))
+    assert lora.adapters(read_adapter(target, llama)).keys() == {"query", "value", "down"}
+    with pytest.raises(ValueError, match="the decoder has a LoRA already"):
+        lora.add_lora(read_adapter(target, llama), jax.random.key(0))

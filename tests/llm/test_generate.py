@@ -53,7 +53,11 @@ def test_no_answer_ends_too_early(small):
 
 
 def test_log_probabilities_are_those_of_the_trainer(small):
-    """Of the model; and of what was drawn from, temperature included: both to 1e-4."""
+    """Of the model, even where no end is allowed yet; and of what was drawn from, temperature included: both to 1e-4."""
+    masked = generate(small, PROMPTS, GenerationConfig(max_new_tokens=16, min_new_tokens=16), list(range(32)), KEY)
+    whole = likelihood(small, jnp.asarray(masked.tokens), jnp.asarray(masked.start), masked.prompt_slots)
+    np.testing.assert_allclose(masked.log_prob, whole.log_prob, atol=1e-4)
+    assert (masked.sampled_log_prob - masked.log_prob).min() > 0.001  # half of the words could not be drawn
     found = generate(small, PROMPTS, GenerationConfig(max_new_tokens=16, temperature=0.7), NEVER, KEY)
     for log_prob, temperature in ((found.log_prob, 1.0), (found.sampled_log_prob, 0.7)):
         expected = likelihood(small, jnp.asarray(found.tokens), jnp.asarray(found.start), found.prompt_slots, temperature)
@@ -117,7 +121,9 @@ def test_prompts_up_to_the_context(small):
         ([], {}, [1], "prompts is empty"),
         ([[3], []], {}, [1], "prompt 1 is empty: give at least one token"),
         ([[3] * 60], {"max_new_tokens": 5}, [1], "prompt 0 has 60 tokens, which with max_new_tokens=5 is more than the model's context of 64"),
-        ([[64]], {}, [1], "prompt 0 has token 64, and the model's vocabulary is 64"),
+        ([[64]], {}, [1], "prompt 0 has tokens from 64 to 64, and the model's vocabulary is 64"),
+        ([[-3, 4]], {}, [1], "prompt 0 has tokens from -3 to 4"),
+        ([[3]], {}, [64], "eos_ids has 64, and the model's vocabulary is 64"),
         ([[3]], {}, [], "no answer would ever end"),
         ([[3]], {"stop_strings": ("x",)}, [1], "stop_strings need the tokenizer's token_bytes"),
     ],
@@ -136,6 +142,7 @@ def test_prompts_that_cannot_be_answered(prompts, config, ends, message, small):
         ({"top_k": -1}, "top_k=-1 has to be at least 0"),
         ({"min_new_tokens": 65}, "min_new_tokens=65 has to be between 0 and max_new_tokens"),
         ({"temperature": float("nan")}, "temperature=nan"),
+        ({"max_new_tokens": True}, "max_new_tokens=True has to be a whole number"),
     ],
 )
 def test_settings_that_cannot_work(changes, message):

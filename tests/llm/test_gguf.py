@@ -10,6 +10,7 @@ from advantage.llm import families, folder
 from advantage.llm.folder import NotAModelFolder, read_decoder
 from advantage.llm.gguf_files import ARCHITECTURES, TENSORS, read_gguf
 from advantage.llm.model import load_model
+from advantage.llm.tokenizer import Tokenizer
 
 from .conftest import CHATS, FOLDERS
 
@@ -32,12 +33,14 @@ def tokens_of(writer):
     return len(vocabulary)
 
 
-def written(path, name, architecture, quantised=None):
+def written(path, name, architecture, quantised=None, turn_end=None):
     """A file as llama.cpp's converter writes it: other names, heads in its order, Gemma's norms with their offset."""
     decoder, _ = read_decoder(FOLDERS / name)
     config = decoder.config
     writer = gguf.GGUFWriter(path, architecture)
     vocabulary = tokens_of(writer)
+    if turn_end is not None:
+        writer.add_eot_token_id(turn_end)
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
@@ -118,6 +121,15 @@ def test_sentencepiece(tmp_path):
     assert backend.encode("abc").tokens == ["▁ab", "c"]
     assert backend.encode("bc é").tokens == ["▁", "bc", "▁", "<0xC3>", "<0xA9>"]
     assert backend.decode(backend.encode("bc é abc").ids) == "bc é abc"
+    tokenizer = Tokenizer(backend, {"eos_token": "<unk>"})
+    before, behind = backend.encode("ab").ids, [pieces.index("▁ab")]
+    assert tokenizer.continuation(before, behind) == " ab" and tokenizer.decode(behind) == "ab"  # alone it loses its space
+
+
+def test_turns_end_too(tmp_path):
+    """Though the file names another end, as Llama 3's do."""
+    written(tmp_path / "model.gguf", "llama", "llama", turn_end=7)
+    assert load_model(tmp_path / "model.gguf").tokenizer.eos_ids == (7, 1)
 
 
 def test_quantised_weights(tmp_path):

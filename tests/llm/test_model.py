@@ -51,6 +51,8 @@ def test_what_is_no_model(model, tmp_path, tokenizer):
         model.save_adapter(tmp_path)
     with pytest.raises(TypeError, match=r"is one text: give a list"):
         model.generate("The fox")
+    with pytest.raises(TypeError, match="is neither a text nor a list of messages"):
+        model.generate(CHAT)
     with pytest.raises(TypeError, match="max_tokens"):
         model.generate(["The fox"], max_tokens=3)
     write_decoder(tmp_path, init(SMALL, jax.random.key(0)))

@@ -57,7 +57,7 @@ def test_tokens_are_drawn_as_often_as_they_are_likely():
 
 
 def test_greedy_is_certain():
-    chosen = sampling.greedy(LOGITS)
+    chosen = sampling.greedy(LOGITS, LOGITS)
     np.testing.assert_array_equal(chosen.token, np.argmax(LOGITS, axis=-1))
     assert not chosen.sampled_log_prob.any() and (np.asarray(chosen.log_prob) < 0).all()
 
@@ -78,6 +78,11 @@ def test_stop_strings_are_found_across_tokens(strings):
             assert stopped == any(string.encode() in text for string in strings), text
             if stopped:
                 break
+
+
+def test_special_tokens_stop_by_their_names(tokenizer):
+    automata = stops(["<s>"], tokenizer.token_bytes)
+    assert bool(automata.stopped(automata.after(jnp.zeros((1, 1), jnp.int32), jnp.array([0], jnp.int32)))[0])
 
 
 def test_an_empty_stop_string():

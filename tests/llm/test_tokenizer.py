@@ -27,7 +27,7 @@ def test_chats_are_those_of_transformers(messages, options, text, tokenizer):
 def test_special_tokens(tokenizer):
     begin, end = tokenizer.encode("<s>The</s>")[0], tokenizer.encode("<s>The</s>")[-1]
     assert (begin, end) == (0, 1) and tokenizer.eos_ids == (1,)
-    assert tokenizer.token_bytes[0] == b""
+    assert tokenizer.token_bytes[0] == b"<s>"
     assert tokenizer.decode([0, *tokenizer.encode("The"), 1]) == "The"
     assert tokenizer.decode([0, *tokenizer.encode("The"), 1], special=True) == "<s>The</s>"
 

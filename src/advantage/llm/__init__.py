@@ -12,6 +12,9 @@ _HOME = {
     "DecoderConfig": "advantage.llm.decoder",
     "Decoder": "advantage.llm.decoder",
     "Tokenizer": "advantage.llm.tokenizer",
+    "LoraConfig": "advantage.llm.training",
+    "SFTConfig": "advantage.llm.sft",
+    "SFTTrainer": "advantage.llm.sft",
 }
 
 __all__ = [*_HOME]
@@ -20,7 +23,9 @@ if TYPE_CHECKING:
     from advantage.llm.decoder import Decoder, DecoderConfig
     from advantage.llm.generate import GenerationConfig
     from advantage.llm.model import LanguageModel, load_model
+    from advantage.llm.sft import SFTConfig, SFTTrainer
     from advantage.llm.tokenizer import Tokenizer
+    from advantage.llm.training import LoraConfig
 
 
 def __getattr__(name: str) -> Any:

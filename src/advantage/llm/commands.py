@@ -1,4 +1,4 @@
-"""The command line of language models: `advantage llm generate`, `advantage llm chat`."""
+"""The command line of language models: `advantage llm generate`, `chat` and `sft`."""
 
 from __future__ import annotations
 
@@ -92,6 +92,62 @@ def chat(
         messages.append({"role": "assistant", "content": answer})
 
 
+def sft(
+    model: Model,
+    dataset: Annotated[Positional[Path], arg(metavar="DATASET")],
+    /,
+    *,
+    out: Annotated[Path, arg(metavar="DIR")] = Path("out"),
+    eval_dataset: Annotated[Path | None, arg(metavar="DATASET")] = None,
+    learning_rate: float = 2e-5,
+    epochs: float = 3.0,
+    max_steps: int = -1,
+    batch_size: int = 8,
+    accumulate: int = 1,
+    max_length: int = 1024,
+    truncate: bool = False,
+    assistant_only: bool = False,
+    lora: int = 0,
+    seed: int = 42,
+    resume: bool = False,
+    debug: Debug = False,
+) -> None:
+    """Teach a model to write given texts.
+
+    Args:
+        model: A folder in Hugging Face's form, or a .gguf file.
+        dataset: JSON lines or Parquet with text, prompt and completion, or messages.
+        out: Where checkpoints, logs and the model go.
+        eval_dataset: Rows that are measured before and after.
+        learning_rate: It falls to 0 at the end.
+        epochs: Passes over the dataset.
+        max_steps: Steps in all, in place of epochs.
+        batch_size: Texts that pass the network at once.
+        accumulate: Such batches for a step.
+        max_length: Tokens of a row at most.
+        truncate: Cut longer rows; otherwise they are refused.
+        assistant_only: Of messages, learn only the assistant's.
+        lora: Train an adapter of this rank in place of the weights; 0: the weights.
+        seed: Of the order of rows.
+        resume: Go on from the newest checkpoint in the folder.
+        debug: On an error, show where it arose.
+    """
+    from advantage.llm import LoraConfig, SFTConfig, SFTTrainer
+
+    args = SFTConfig(
+        output_dir=str(out), learning_rate=learning_rate, num_train_epochs=epochs, max_steps=max_steps, per_device_train_batch_size=batch_size,
+        gradient_accumulation_steps=accumulate, max_length=max_length, truncate=truncate, assistant_only_loss=assistant_only, seed=seed,
+    )  # fmt: skip
+    adapter = LoraConfig(r=lora, lora_alpha=2 * lora) if lora else None
+    trainer = SFTTrainer(model, args, dataset, eval_dataset, adapter)
+    before = None if eval_dataset is None else trainer.evaluate()
+    trainer.train(resume_from_checkpoint=resume)
+    trainer.save_model()
+    if before is not None:
+        print(f"loss of {eval_dataset}: {before['eval_loss']:.3f} before, {trainer.evaluate()['eval_loss']:.3f} after")
+    print(f"saved {'the adapter' if lora else 'the model'} to {out}")
+
+
 def _line() -> str:
     """What was typed; empty at the end."""
     if sys.stdin.isatty():
@@ -99,4 +155,4 @@ def _line() -> str:
     return sys.stdin.readline().strip()
 
 
-COMMANDS = {"generate": generate, "chat": chat}
+COMMANDS = {"generate": generate, "chat": chat, "sft": sft}

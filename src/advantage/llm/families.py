@@ -1,5 +1,6 @@
 """Which models there are: `config.json` in Hugging Face's form to and from `DecoderConfig`, and the names of the weights."""
 
+import dataclasses
 import math
 from typing import Any, NamedTuple
 
@@ -57,8 +58,9 @@ def config_of(given: dict[str, Any]) -> DecoderConfig:
     missing = [name for name in SHAPES if name not in said]
     if missing:
         raise ValueError(f"config.json has no {missing[0]!r}: a {kind} model needs {', '.join(SHAPES)}")
+    _check(said)
     activation = _activation(said)
-    layers, heads = said["num_hidden_layers"], said["num_attention_heads"]
+    heads = said["num_attention_heads"]
     windows = _windows(kind, said, "sliding_window" in given and given["sliding_window"] is None)
     rope, local = _ropes(said)
     biased = said.get("attention_bias", family.qkv_bias)
@@ -72,7 +74,7 @@ def config_of(given: dict[str, Any]) -> DecoderConfig:
         rms_norm_eps=float(said["rms_norm_eps"]),
         rope=rope,
         local_rope=local,
-        layer_windows=windows if windows and len(windows) == layers else None,
+        layer_windows=windows,
         tie_word_embeddings=bool(said["tie_word_embeddings"]),
         qkv_bias=bool(biased or family.qkv_bias),
         output_bias=bool(biased) and not family.qkv_bias,
@@ -88,8 +90,20 @@ def config_of(given: dict[str, Any]) -> DecoderConfig:
     )
 
 
+def check_expressible(config: DecoderConfig) -> None:
+    """Raise `ValueError` for a config that its family's `config.json` cannot say, so that what is saved is what was trained."""
+    if config.model_type not in FAMILIES:
+        raise ValueError(f"model_type={config.model_type!r} is not supported: {', '.join(FAMILIES)} are")
+    again = config_of(json_of(config, "float32"))
+    for field in dataclasses.fields(config):
+        wanted, said = getattr(config, field.name), getattr(again, field.name)
+        if wanted != said:
+            raise ValueError(f"{field.name}={wanted!r} is nothing that a {config.model_type} can have, which would be read with {said!r}: "
+                             "choose another model_type, or that value")  # fmt: skip
+
+
 def json_of(config: DecoderConfig, dtype: str) -> dict[str, Any]:
-    """The contents of `config.json`, for a decoder that came from none."""
+    """The contents of `config.json`, for a decoder that came from none; see `check_expressible`."""
     family = FAMILIES[config.model_type]
     names = (*SHAPES, "num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings")
     contents: dict[str, Any] = {
@@ -106,7 +120,8 @@ def json_of(config: DecoderConfig, dtype: str) -> dict[str, Any]:
     gemma = config.model_type.startswith("gemma")
     contents["hidden_activation" if gemma else "hidden_act"] = config.hidden_act
     if config.attention_scale is not None:
-        contents["query_pre_attn_scalar"] = round(config.attention_scale**-2)
+        scalar = config.attention_scale**-2
+        contents["query_pre_attn_scalar"] = round(scalar) if abs(scalar - round(scalar)) < 1e-6 else scalar
     if config.model_type in ("gemma2", "gemma3_text"):
         contents["attn_logit_softcapping"] = config.attention_softcap
         contents["final_logit_softcapping"] = config.logit_softcap
@@ -154,6 +169,20 @@ LINEARS = {
     "down": "mlp.down_proj",
 }
 """Our name of each linear layer to that of the files; LoRA's `target_modules` are the last words of these."""
+
+
+def _check(said: dict[str, Any]) -> None:
+    """Refuse what would be read as something else."""
+    for name in SHAPES:
+        if not isinstance(said[name], int) or said[name] < 1:
+            raise ValueError(f"config.json has {name}={said[name]!r}: it has to be a whole number of at least 1")
+    if said.get("use_bidirectional_attention"):
+        raise ValueError("use_bidirectional_attention is not supported: this decoder sees what came before only")
+    if "num_key_value_heads" not in said and said["model_type"] != "llama":
+        raise ValueError("config.json has no 'num_key_value_heads': write it down, families differ in what they take it for")
+    kinds = said.get("layer_types")
+    if kinds is not None and len(kinds) != said["num_hidden_layers"]:
+        raise ValueError(f"config.json has {len(kinds)} layer_types and num_hidden_layers={said['num_hidden_layers']}: they have to agree")
 
 
 def _activation(said: dict[str, Any]) -> str:
@@ -207,6 +236,8 @@ def _rope(said: dict[str, Any], scaling: dict[str, Any]) -> Rope:
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind not in KINDS:
         raise ValueError(f"rope_type={kind!r} is not supported: {', '.join(KINDS)} are")
+    if scaling.get("mscale") or scaling.get("mscale_all_dim"):
+        raise ValueError("mscale of yarn is not supported: attention_factor is")
     if scaling.get("partial_rotary_factor", said.get("partial_rotary_factor", 1.0)) != 1.0:
         raise ValueError("partial_rotary_factor is not supported: a model that turns whole heads is")
     length = scaling.get("original_max_position_embeddings", said["max_position_embeddings"])

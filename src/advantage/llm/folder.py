@@ -16,6 +16,8 @@ import safetensors.numpy
 from advantage.llm import families, lora
 from advantage.llm.decoder import Decoder, DecoderConfig, blank
 
+INDEX = "model.safetensors.index.json"
+DTYPES = ("float32", "bfloat16", "float16")
 SHARD = 4 * 2**30  # bytes of one file of weights at most
 COPIES = ("lm_head.weight",)  # what some files hold twice, where the head is the embeddings
 
@@ -25,8 +27,32 @@ class NotAModelFolder(ValueError):
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """The contents of a JSON file; empty where there is none."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    """The contents of a JSON file; empty where there is none.
+
+    Raises:
+        NotAModelFolder: it is damaged, or no table.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        contents = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise NotAModelFolder(f"{path} is no JSON: {error}") from error
+    if not isinstance(contents, dict):
+        raise NotAModelFolder(f"{path} holds a {type(contents).__name__}, where a table is wanted")
+    return contents
+
+
+def read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """All tensors of a file.
+
+    Raises:
+        NotAModelFolder: it is missing, cut short, or something else, such as the pointer that git keeps in its place.
+    """
+    try:
+        return safetensors.numpy.load_file(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise NotAModelFolder(f"{path} cannot be read ({error}): fetch the whole file again") from error
 
 
 def read_decoder(folder: str | os.PathLike, dtype: str | None = None) -> tuple[Decoder, dict[str, Any]]:
@@ -41,16 +67,18 @@ def read_decoder(folder: str | os.PathLike, dtype: str | None = None) -> tuple[D
     """
     folder = pathlib.Path(folder)
     contents = read_json(folder / "config.json")
+    if not contents and (folder / "adapter_config.json").is_file():
+        raise NotAModelFolder(f"{folder} holds an adapter alone: load its base model, and give it as adapter=...")
     if not contents:
         raise NotAModelFolder(f"{folder} has no config.json: give a folder in Hugging Face's form, or a .gguf file")
-    contents = contents.get("text_config") or contents
     config = families.config_of(contents)
-    files = sorted(folder.glob("model*.safetensors"))
+    index = read_json(folder / INDEX)
+    files = [folder / name for name in sorted(set(index["weight_map"].values()))] if index else sorted(folder.glob("model*.safetensors"))
     if not files:
         raise NotAModelFolder(f"{folder} has no model*.safetensors: save the model with safe_serialization=True")
     tensors: dict[str, np.ndarray] = {}
     for file in files:
-        tensors |= safetensors.numpy.load_file(file)
+        tensors |= read_tensors(file)
     return assemble(config, tensors, dtype, str(folder)), contents
 
 
@@ -60,6 +88,8 @@ def assemble(config: DecoderConfig, tensors: dict[str, np.ndarray], dtype: str |
     Raises:
         NotAModelFolder: a tensor is missing, of another shape, or unknown.
     """
+    if dtype is not None and dtype not in DTYPES:
+        raise ValueError(f"dtype={dtype!r} is not known: choose from {', '.join(DTYPES)}")
     names = families.weight_names(config)
     shapes, structure = jax.tree.flatten_with_path(jax.eval_shape(lambda: blank(config, "float32")))
     dtype = dtype or default_dtype(tensors[names["norm"]].dtype.name if names["norm"] in tensors else "float32")
@@ -109,6 +139,8 @@ def write_decoder(folder: str | os.PathLike, decoder: Decoder, contents: dict[st
     """
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    if contents is None:
+        families.check_expressible(decoder.config)
     decoder = lora.merged(decoder)
     dtype = str(decoder.norm.dtype)
     contents = {**(contents or families.json_of(decoder.config, dtype)), "torch_dtype": dtype}
@@ -127,17 +159,20 @@ def _write_weights(folder: pathlib.Path, tensors: dict[str, np.ndarray]) -> None
             size = 0
         shards[-1][name] = np.ascontiguousarray(tensor)
         size += tensor.nbytes
-    if len(shards) == 1:
-        safetensors.numpy.save_file(shards[0], folder / "model.safetensors", metadata={"format": "pt"})
-        return
-    where = {}
-    for number, shard in enumerate(shards, 1):
-        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        safetensors.numpy.save_file(shard, folder / file, metadata={"format": "pt"})
-        where |= dict.fromkeys(shard, file)
-    total = sum(tensor.nbytes for tensor in tensors.values())
-    index = {"metadata": {"total_size": total}, "weight_map": where}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    files = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
+    files = ["model.safetensors"] if len(shards) == 1 else files
+    for file, shard in zip(files, shards, strict=True):
+        safetensors.numpy.save_file(shard, folder / f".{file}", metadata={"format": "pt"})
+    # Weights of another model, or in other parts, would be read with these.
+    for old in (*folder.glob("model*.safetensors"), folder / INDEX):
+        old.unlink(missing_ok=True)
+    for file in files:
+        (folder / f".{file}").rename(folder / file)
+    if len(shards) > 1:
+        where = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
+        total = sum(tensor.nbytes for tensor in tensors.values())
+        index = {"metadata": {"total_size": total}, "weight_map": where}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def write_adapter(folder: str | os.PathLike, decoder: Decoder, base: str) -> None:
@@ -185,12 +220,17 @@ def read_adapter(folder: str | os.PathLike, decoder: Decoder) -> Decoder:
     contents = read_json(folder / "adapter_config.json")
     if contents.get("peft_type") != "LORA":
         raise NotAModelFolder(f"{folder} has no adapter_config.json of a LoRA")
-    for name in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save", "layers_to_transform"):
+    other = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save", "layers_to_transform", "lora_bias",
+             "target_parameters", "alora_invocation_tokens", "use_qalora")  # fmt: skip
+    for name in other:
         if contents.get(name):
             raise NotAModelFolder(f"{folder}: adapters with {name!r} are not supported, plain LoRA is")
-    tensors = safetensors.numpy.load_file(folder / "adapter_model.safetensors")
-    targets = contents["target_modules"]
-    decoder = lora.add_lora(decoder, jax.random.key(0), int(contents["r"]), float(contents["lora_alpha"]), targets)
+    if contents.get("init_lora_weights", True) not in (True, False, "gaussian"):  # others change the model below too
+        raise NotAModelFolder(f"{folder}: init_lora_weights={contents['init_lora_weights']!r} is not supported: save the merged model instead")
+    tensors = read_tensors(folder / "adapter_model.safetensors")
+    words = {name.split(".")[-3] for name in tensors}
+    targets = [name for name in (theirs.split(".")[-1] for theirs in families.LINEARS.values()) if name in words]
+    decoder = lora.add_lora(decoder, jax.random.key(0), int(contents["r"]), float(contents.get("lora_alpha", 8)), targets)
     used = set()
     for name, adapter in lora.adapters(decoder).items():
         parts = []

@@ -38,9 +38,15 @@ class GenerationConfig:
     temperature: float | int = 1.0  # 0: always the most likely token
     top_k: int = 0  # only so many of the most likely; 0: all
     top_p: float | int = 1.0  # only the most likely that have this probability together
-    stop_strings: tuple[str, ...] = ()  # an answer ends with any of these, which stays in it
+    stop_strings: tuple[str, ...] | list[str] | str | None = ()  # an answer ends with any of these, which stays in it
 
     def __post_init__(self):
+        stop = self.stop_strings or ()
+        object.__setattr__(self, "stop_strings", (stop,) if isinstance(stop, str) else tuple(stop))
+        for name in ("max_new_tokens", "min_new_tokens", "top_k", "temperature", "top_p"):
+            value, whole = getattr(self, name), name.endswith(("tokens", "_k"))
+            if isinstance(value, bool) or not isinstance(value, int | np.integer if whole else int | float | np.number):
+                raise ValueError(f"{name}={value!r} has to be a {'whole ' if whole else ''}number")
         wrong = {
             "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
             "min_new_tokens": (0 <= self.min_new_tokens <= self.max_new_tokens, "between 0 and max_new_tokens"),
@@ -110,7 +116,9 @@ def check(decoder: Decoder, prompts: Sequence[Sequence[int]], config: Generation
     context, vocabulary = decoder.config.max_position_embeddings, decoder.config.vocab_size
     if not eos_ids:
         raise ValueError("eos_ids is empty: no answer would ever end; give the tokenizer's eos_ids")
-    if not prompts:
+    if max(eos_ids) >= vocabulary:
+        raise ValueError(f"eos_ids has {max(eos_ids)}, and the model's vocabulary is {vocabulary}: no answer would ever end")
+    if len(prompts) == 0:
         raise ValueError("prompts is empty: give at least one")
     for number, prompt in enumerate(prompts):
         if len(prompt) == 0:
@@ -122,12 +130,12 @@ def check(decoder: Decoder, prompts: Sequence[Sequence[int]], config: Generation
             )
         if max(prompt) >= vocabulary or min(prompt) < 0:
             raise ValueError(
-                f"prompt {number} has token {max(prompt)}, and the model's vocabulary is {vocabulary}: tokenizer and model do not belong together"
+                f"prompt {number} has tokens from {min(prompt)} to {max(prompt)}, and the model's vocabulary is {vocabulary}: tokenizer and model do not belong together"
             )
 
 
 def bucket(length: int) -> int:
-    """The next of 8, 12, 16, 24, 32, 48, 64, ...: at most a half is padding, and few sizes are compiled."""
+    """The next of 8, 12, 16, 24, 32, 48, 64, ...: of more than 8 less than a half is padding, and few sizes are compiled."""
     size = 8
     while size < length:
         size = size * 3 // 2 if size & (size - 1) == 0 else size // 3 * 4
@@ -190,7 +198,8 @@ def _run(decoder, tokens, start, numbers, automata, key, eos_ids, new_tokens, ki
         hidden, caches = decoders.hidden_states_cached(decoder, layers, state.last[:, None], start, state.caches, at)
         logits = decoders.logits(decoder, hidden[:, 0])
         key, subkey = jax.random.split(state.key)
-        chosen = _choose(_may_end(logits, eos_ids, state.step >= numbers.min_new_tokens), numbers, subkey, kinds)
+        allowed = _may_end(logits, eos_ids, state.step >= numbers.min_new_tokens)
+        chosen = _choose(logits, allowed, numbers, subkey, kinds)
         return _written(state._replace(caches=caches, key=key), chosen, automata, eos_ids)
 
     return jax.lax.while_loop(unfinished, write, state)._replace(caches=None)
@@ -202,12 +211,12 @@ def _may_end(logits: Array, eos_ids: tuple[int, ...], allowed: Array) -> Array:
     return jnp.where(ends[None] & ~allowed, -jnp.inf, logits)
 
 
-def _choose(logits: Array, numbers: _Numbers, key: Key, kinds: tuple[bool, bool, bool]) -> sampling.Chosen:
-    """By temperature, then k, then p, as transformers."""
+def _choose(logits: Array, allowed: Array, numbers: _Numbers, key: Key, kinds: tuple[bool, bool, bool]) -> sampling.Chosen:
+    """Of what is allowed, by temperature, then k, then p, as transformers; `logits` are the model's own."""
     always_likeliest, some, nucleus = kinds
     if always_likeliest:
-        return sampling.greedy(logits)
-    distribution = logits / numbers.temperature
+        return sampling.greedy(logits, allowed)
+    distribution = allowed / numbers.temperature
     distribution = sampling.top_k(distribution, numbers.top_k) if some else distribution
     distribution = sampling.top_p(distribution, numbers.top_p) if nucleus else distribution
     return sampling.drawn(logits, distribution, key)

@@ -43,6 +43,8 @@ _LETTERS = (
 )
 WORDS = {"llama-bpe": _LETTERS.replace("DIGITS", "{1,3}"), "qwen2": _LETTERS.replace("DIGITS", "")}
 """How these split a text into words before anything is merged; the others by GPT-2's own expression."""
+TURN_ENDS = ("<|eot_id|>", "<|im_end|>", "<end_of_turn>")
+"""What ends a turn of a chat, as llama.cpp has it, though a file may name another end."""
 CONTROL, USER_DEFINED = 3, 4  # kinds of tokens
 SCALED_BY_LAYERS = {"gemma2": 46, "gemma3": 62}
 """Gemma's models of 27B scale attention by the hidden size, the others by the head's; the file doesn't say, its depth does."""
@@ -127,6 +129,8 @@ def _name(name: str, config: DecoderConfig) -> str:
     """A tensor's name in a Hugging Face folder."""
     if name in TENSORS:
         return TENSORS[name]
+    if name.count(".") != 3:
+        return name  # unknown, and refused as such
     _, layer, kind, part = name.split(".")
     if kind == "ffn_norm":
         kind = "pre_feedforward_layernorm" if config.post_norms else "post_attention_layernorm"
@@ -163,18 +167,21 @@ def _tokenizer(reader: gguf.GGUFReader) -> Tokenizer:
     names = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
     numbers = {name: _field(reader, f"tokenizer.ggml.{theirs}_token_id") for name, theirs in names.items()}
     settings: dict[str, Any] = {name: tokens[number] for name, number in numbers.items() if number is not None}
-    if _field(reader, "tokenizer.ggml.add_bos_token", kind == "llama") and "bos_token" in settings:
+    begins = kind == "llama" or _field(reader, "tokenizer.ggml.pre") == "llama-bpe"  # where the file doesn't say
+    if _field(reader, "tokenizer.ggml.add_bos_token", begins) and "bos_token" in settings:
         begin = settings["bos_token"]
         backend.post_processor = tokenizers.processors.TemplateProcessing(
             single=f"{begin} $A", pair=f"{begin} $A {begin} $B", special_tokens=[(begin, tokens.index(begin))]
         )
-    return Tokenizer(backend, settings, _field(reader, "tokenizer.chat_template"))
+    turns = [_field(reader, "tokenizer.ggml.eot_token_id"), *(backend.token_to_id(token) for token in TURN_ENDS)]
+    return Tokenizer(backend, settings, _field(reader, "tokenizer.chat_template"), [end for end in turns if end is not None])
 
 
 def _byte_level(tokens: list[str], merges: list[str], words: str) -> tokenizers.Tokenizer:
     """Byte-pair encoding over bytes, as GPT-2's."""
+    numbers = {token: number for number, token in enumerate(tokens)}
     pairs = [tuple(merge.split(" ", 1)) for merge in merges]
-    backend = tokenizers.Tokenizer(models.BPE({token: number for number, token in enumerate(tokens)}, pairs))
+    backend = tokenizers.Tokenizer(models.BPE(numbers, pairs, ignore_merges=words == "llama-bpe"))
     first: list[Any] = []
     if words in WORDS:
         first = [pre_tokenizers.Split(tokenizers.Regex(WORDS[words]), "isolated")]

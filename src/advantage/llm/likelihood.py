@@ -1,15 +1,20 @@
 """How likely a decoder finds given tokens, without all logits in memory at once."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from advantage.llm.decoder import Decoder, hidden_states, logits
 
 LOGITS = 2**24
 """Logits that exist at once, about: 64 MB of float32."""
+
+
+Measure = Callable[[Array, Array], PyTree]
+"""Of logits `[R,V]` and a token a row: numbers `[R]`."""
 
 
 class Likelihood(NamedTuple):
@@ -36,7 +41,12 @@ def likelihood(
 def of_targets(
     decoder: Decoder, hidden: Float[Array, "B T D"], target: Int[Array, "B T"], temperature: float = 1.0
 ) -> Likelihood:
-    """The same from hidden states: a few rows at a time, and gradients compute these again."""
+    """The same from hidden states."""
+    return in_parts(decoder, hidden, target, lambda scores, part: _likelihood(scores / temperature, part))
+
+
+def in_parts(decoder: Decoder, hidden: Float[Array, "B T D"], target: Int[Array, "B T"], measure: Measure) -> PyTree:
+    """`measure` of all tokens, `[B,T]`: the logits of a few rows at a time, and gradients compute these again."""
     count = target.size
     rows = max(min(count, LOGITS // decoder.config.vocab_size), 1)
     parts = -(-count // rows)
@@ -45,11 +55,11 @@ def of_targets(
     flat = jnp.pad(hidden.reshape((count, -1)), ((0, padding), (0, 0))).reshape((parts, rows, -1))
     targets = jnp.pad(target.reshape(-1), (0, padding)).reshape((parts, rows))
 
-    def part(inputs: tuple[Array, Array]) -> Likelihood:
-        return _likelihood(logits(decoder, inputs[0]) / temperature, inputs[1])
+    def part(inputs: tuple[Array, Array]) -> PyTree:
+        return measure(logits(decoder, inputs[0]), inputs[1])
 
-    out = Likelihood(*(x[None] for x in part((flat[0], targets[0])))) if parts == 1 else jax.lax.map(jax.checkpoint(part), (flat, targets))
-    return Likelihood(*(x.reshape(-1)[:count].reshape(target.shape) for x in out))
+    out = jax.tree.map(lambda x: x[None], part((flat[0], targets[0]))) if parts == 1 else jax.lax.map(jax.checkpoint(part), (flat, targets))
+    return jax.tree.map(lambda x: x.reshape(-1)[:count].reshape(target.shape), out)
 
 
 def _likelihood(scores: Float[Array, "R V"], target: Int[Array, " R"]) -> Likelihood:

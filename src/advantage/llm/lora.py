@@ -24,8 +24,10 @@ def add_lora(
         target_modules: PEFT's names, such as `["q_proj", "v_proj"]`, or `"all-linear"`.
 
     Raises:
-        ValueError: a rank below 1, or a layer that isn't there.
+        ValueError: a rank below 1, a layer that isn't there, or an adapter that is there already.
     """
+    if adapters(decoder):
+        raise ValueError("the decoder has a LoRA already: add it to the weights first, by lora.merged, or load the model without it")
     if rank < 1:
         raise ValueError(f"rank={rank} has to be at least 1")
     known = {theirs.split(".")[-1]: ours for ours, theirs in LINEARS.items()}

@@ -9,12 +9,13 @@ from typing import Any
 
 import jax
 
-from advantage.llm import folder, lora
+from advantage.llm import families, folder, lora
 from advantage.llm.decoder import Decoder
 from advantage.llm.generate import Generation, GenerationConfig, generate
-from advantage.llm.tokenizer import Messages, Tokenizer
+from advantage.llm.tokenizer import Tokenizer
 
-Prompt = str | Messages
+Prompt = Any
+"""A text, or a list of messages, each a dict with `role` and `content`."""
 
 
 class LanguageModel:
@@ -27,7 +28,7 @@ class LanguageModel:
         name: of the folder or file, which an adapter refers to.
 
     Raises:
-        ValueError: the tokenizer has tokens that the decoder does not know.
+        ValueError: the tokenizer has tokens that the decoder does not know, or no `config.json` could say its config.
     """
 
     def __init__(self, decoder: Decoder, tokenizer: Tokenizer, contents: dict[str, Any] | None = None, name: str = ""):
@@ -35,12 +36,16 @@ class LanguageModel:
             raise ValueError(
                 f"the tokenizer has {tokenizer.size} tokens and the model {decoder.config.vocab_size}: they do not belong together"
             )
+        if contents is None:
+            families.check_expressible(decoder.config)
         self.decoder, self.tokenizer, self.contents, self.name = decoder, tokenizer, contents, name
 
     def encode(self, prompt: Prompt) -> list[int]:
         """A text's tokens, or those of a chat with the beginning of its answer."""
         if isinstance(prompt, str):
             return self.tokenizer.encode(prompt)
+        if isinstance(prompt, dict) or not all(isinstance(message, dict) for message in prompt):
+            raise TypeError(f"prompt {str(prompt)[:60]!r} is neither a text nor a list of messages: give a list of prompts")
         return self.tokenizer.encode(self.tokenizer.chat(prompt, add_generation_prompt=True), special=False)
 
     def generate(self, prompts: Sequence[Prompt], seed: int = 0, **config: Any) -> list[str]:
@@ -57,18 +62,19 @@ class LanguageModel:
         """
         if isinstance(prompts, str):
             raise TypeError(f"prompts={prompts[:40]!r} is one text: give a list, [{prompts[:40]!r}]")
-        return [self.tokenizer.decode(answer) for answer in self.write(prompts, seed, **config).answers()]
+        written = self.write(prompts, seed, **config)
+        before = [row[start : written.prompt_slots].tolist() for row, start in zip(written.tokens, written.start, strict=True)]
+        return [self.tokenizer.continuation(*pair) for pair in zip(before, written.answers(), strict=True)]
 
     def write(self, prompts: Sequence[Prompt], seed: int = 0, **config: Any) -> Generation:
         """The same with tokens and log-probabilities."""
-        stop = config.get("stop_strings", ())
-        settings = GenerationConfig(**config | {"stop_strings": (stop,) if isinstance(stop, str) else tuple(stop)})
+        settings = GenerationConfig(**config)
         token_bytes = self.tokenizer.token_bytes if settings.stop_strings else None
         encoded = [self.encode(prompt) for prompt in prompts]
         return generate(self.decoder, encoded, settings, self.tokenizer.eos_ids, jax.random.key(seed), token_bytes)
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write a folder in Hugging Face's form, adapters merged into the weights: transformers, vLLM and llama.cpp's converter read it."""
+        """Write a folder in Hugging Face's form, adapters merged into the weights, in the precision they have here."""
         folder.write_decoder(path, self.decoder, self.contents)
         self.tokenizer.save(path)
 

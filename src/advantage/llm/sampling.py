@@ -18,9 +18,9 @@ class Chosen(NamedTuple):
     sampled_log_prob: Float[Array, " B"]  # by what it was drawn from: after temperature, k and p
 
 
-def greedy(logits: Float[Array, "B V"]) -> Chosen:
-    """The most likely one, which is drawn with certainty."""
-    token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+def greedy(logits: Float[Array, "B V"], distribution: Float[Array, "B V"]) -> Chosen:
+    """The most likely one of `distribution`, which is drawn with certainty."""
+    token = jnp.argmax(distribution, axis=-1).astype(jnp.int32)
     return Chosen(token, log_prob_of(logits, token), jnp.zeros(token.shape))
 
 
@@ -42,7 +42,7 @@ def top_k(logits: Float[Array, "B V"], k: Int[Array, ""] | int) -> Float[Array, 
 
 
 def top_p(logits: Float[Array, "B V"], p: Float[Array, ""] | float) -> Float[Array, "B V"]:
-    """The most likely that have probability p together; the rest `-inf` (Holtzman et al., 2020, https://arxiv.org/abs/1904.09751)."""
+    """The most likely that have probability p together, and what is as likely as the last of them; the rest `-inf` (Holtzman et al., 2020, https://arxiv.org/abs/1904.09751)."""
     probs = jax.nn.softmax(logits, axis=-1)
     return _largest(logits, lambda kept: jnp.sum(jnp.where(kept, probs, 0.0), axis=-1) >= p)
 

@@ -43,7 +43,8 @@ def stops(strings: Sequence[str], token_bytes: Sequence[bytes]) -> Stops:
         for state in range(len(string) + 1):
             here = np.full(len(token_bytes), state)
             for place in range(pieces.shape[1]):
-                here = np.where(place < lengths, table[here, pieces[:, place]], here)
+                rows = np.flatnonzero(lengths > place)  # the long ones are few
+                here[rows] = table[here[rows], pieces[rows, place]]
             following[number, :, state] = here
     return Stops(jnp.asarray(following), jnp.asarray([len(string) for string in written], jnp.int32))
 

@@ -58,8 +58,9 @@ class Tokenizer:
                 "no end-of-sequence token: give eos_token in tokenizer_config.json, or eos_token_id in generation_config.json; "
                 "without it no answer ever ends"
             )
+        self.eos_id = self.eos_ids[0] if own is None else own  # what a text that is learned ends with
         pad = self._id("pad_token")
-        self.pad_id = self.eos_ids[0] if pad is None else pad  # nothing reads it: lengths say what is padding
+        self.pad_id = self.eos_id if pad is None else pad  # nothing reads it: lengths say what is padding
 
     @classmethod
     def read(cls, folder: str | os.PathLike) -> Tokenizer:
@@ -82,7 +83,10 @@ class Tokenizer:
         for name in ("generation_config.json", "config.json"):
             said = read_json(folder / name).get("eos_token_id")
             ends += [] if said is None else [said] if isinstance(said, int) else said
-        backend = tokenizers.Tokenizer.from_file(str(file))
+        try:
+            backend = tokenizers.Tokenizer.from_file(str(file))
+        except Exception as error:  # the library raises nothing narrower
+            raise NotAModelFolder(f"{file} cannot be read: {error}") from error
         # A file may ask for padding or a length of its own: lengths are ours.
         backend.no_padding()
         backend.no_truncation()
@@ -116,6 +120,11 @@ class Tokenizer:
         """The text; special tokens are left out."""
         return self.backend.decode([int(token) for token in tokens], skip_special_tokens=not special)
 
+    def continuation(self, before: Sequence[int], tokens: Sequence[int]) -> str:
+        """The text of `tokens` behind others: alone, some tokenizers drop the space that they begin with."""
+        first, both = self.decode(before), self.decode([*before, *tokens])
+        return both[len(first) :] if both.startswith(first) else self.decode(tokens)
+
     def chat(self, messages: Messages, add_generation_prompt: bool = False, **variables: Any) -> str:
         """Messages, each with a `role` and `content`, as the model's own template writes them.
 
@@ -139,7 +148,7 @@ class Tokenizer:
 
     @functools.cached_property
     def token_bytes(self) -> list[bytes]:
-        """What each token adds to a text, in UTF-8; special tokens add nothing."""
+        """What each token adds to a text, in UTF-8; special tokens their names."""
         special = {token for token, kept in self.backend.get_added_tokens_decoder().items() if kept.special}
         byte_level = "ByteLevel" in str(json.loads(self.backend.to_str()).get("decoder"))
         pieces = [self.backend.id_to_token(token) for token in range(self.size)]
@@ -147,7 +156,7 @@ class Tokenizer:
 
         def one(token: int, piece: str | None) -> bytes:
             if piece is None or token in special:
-                return b""
+                return (piece or "").encode()
             if byte_level and all(character in table for character in piece):
                 return bytes(table[character] for character in piece)
             if not byte_level and (match := re.fullmatch(r"<0x([0-9A-F]{2})>", piece)):

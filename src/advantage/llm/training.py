@@ -1,0 +1,248 @@
+"""What trainers of language models share: their settings, the optimiser's step, and runs that are saved and go on."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import safetensors.numpy
+from jaxtyping import Array, Float, Int, PyTree
+
+from advantage.disk import sync
+from advantage.equations.objectives import clip_by_global_norm
+from advantage.llm import lora
+from advantage.llm.decoder import Decoder
+from advantage.llm.folder import read_json
+
+SCHEDULES = ("linear", "cosine", "constant")
+Loss = Callable[[Any, Decoder, PyTree], tuple[Array, dict[str, Array]]]
+"""`(config, decoder, batch) -> (sum of the losses, sums of what is reported)`; the report's `"count"` divides them all."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+    """Settings of every trainer, under transformers' names.
+
+    Raises:
+        ValueError: a setting that cannot work.
+    """
+
+    output_dir: str = "out"  # of checkpoints, logs and the model
+    learning_rate: float | int = 2e-5
+    lr_scheduler_type: str = "linear"  # to 0 at the end, or "cosine", or "constant"
+    warmup_steps: int = 0  # steps in which the learning rate rises from 0
+    per_device_train_batch_size: int = 8  # texts that pass the network at once
+    gradient_accumulation_steps: int = 1  # such batches for a step
+    num_train_epochs: float | int = 3.0  # passes over the dataset
+    max_steps: int = -1  # steps in all, in place of epochs; -1: by epochs
+    weight_decay: float | int = 0.0  # AdamW's
+    adam_beta1: float | int = 0.9
+    adam_beta2: float | int = 0.999
+    adam_epsilon: float | int = 1e-8
+    max_grad_norm: float | int = 1.0  # the gradient's norm at most
+    bf16: bool = False  # compute in bfloat16; the weights that learn stay float32
+    gradient_checkpointing: bool = False  # keep each block's input only, and compute the rest twice
+    logging_steps: int = 10  # steps between two rows of the log
+    save_steps: int = 500  # steps between two checkpoints
+    save_total_limit: int | None = None  # how many are kept; None: all
+    seed: int = 42
+    report_to: tuple[str, ...] | list[str] | str = ("stdout", "csv")  # formats of the log, of `loggers.FORMATS`; "none"
+
+    def __post_init__(self):
+        wanted = {
+            "at least 1": ("per_device_train_batch_size", "gradient_accumulation_steps", "logging_steps", "save_steps"),
+            "above 0": ("learning_rate", "max_grad_norm", "num_train_epochs", "adam_epsilon"),
+            "at least 0": ("warmup_steps", "weight_decay", "adam_beta1", "adam_beta2"),
+        }
+        fits = {"at least 1": lambda x: x >= 1, "above 0": lambda x: 0 < x < math.inf, "at least 0": lambda x: 0 <= x < math.inf}
+        for words, names in wanted.items():
+            for name in names:
+                if not fits[words](getattr(self, name)):
+                    raise ValueError(f"{name}={getattr(self, name)!r} has to be {words}")
+        if self.max_steps != -1 and self.max_steps < 1:
+            raise ValueError(f"max_steps={self.max_steps} has to be at least 1, or -1 for num_train_epochs")
+        if self.lr_scheduler_type not in SCHEDULES:
+            raise ValueError(f"lr_scheduler_type={self.lr_scheduler_type!r} is not known: choose from {', '.join(SCHEDULES)}")
+        if self.save_total_limit is not None and self.save_total_limit < 1:
+            raise ValueError(f"save_total_limit={self.save_total_limit} has to be at least 1, or None")
+
+
+    def arithmetic(self) -> TrainingConfig:
+        """These settings without those that no step depends on; the seed decides which rows it gets."""
+        return dataclasses.replace(self, output_dir="", logging_steps=1, save_steps=1, save_total_limit=None, report_to=(), seed=0)
+
+    @property
+    def formats(self) -> list[str]:
+        """Of the log."""
+        given = [self.report_to] if isinstance(self.report_to, str) else self.report_to
+        return [name for name in given if name != "none"]
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """An adapter that is trained in place of the weights, under PEFT's names."""
+
+    r: int = 16
+    lora_alpha: float | int = 32.0
+    target_modules: tuple[str, ...] | list[str] | str = "all-linear"
+
+
+class Learner(NamedTuple):
+    """What a step changes: all that is needed to go on."""
+
+    learned: PyTree[Float[Array, "..."]]  # the weights that learn, in float32; None where a weight does not
+    optimiser: PyTree
+    step: Int[Array, ""]
+
+
+def optimiser_of(config: TrainingConfig, total: int) -> optax.GradientTransformation:
+    """AdamW (Loshchilov & Hutter, 2019, https://arxiv.org/abs/1711.05101) by the schedule over `total` steps."""
+    rest = max(total - config.warmup_steps, 1)
+    after = {
+        "linear": optax.linear_schedule(config.learning_rate, 0.0, rest),
+        "cosine": optax.cosine_decay_schedule(config.learning_rate, rest),
+        "constant": optax.constant_schedule(config.learning_rate),
+    }[config.lr_scheduler_type]
+    warmup = optax.linear_schedule(0.0, config.learning_rate, max(config.warmup_steps, 1))
+    schedule = optax.join_schedules([warmup, after], [config.warmup_steps]) if config.warmup_steps else after
+    return optax.adamw(schedule, config.adam_beta1, config.adam_beta2, config.adam_epsilon, weight_decay=config.weight_decay)
+
+
+def start(decoder: Decoder, optimiser: optax.GradientTransformation) -> Learner:
+    """Before the first step; copies, since a step gives its memory back."""
+    learned = eqx.filter(decoder, lora.trained(decoder))
+    learned = jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), learned)
+    return Learner(learned, optimiser.init(learned), jnp.zeros((), jnp.int32))
+
+
+def decoder_of(learner: Learner, decoder: Decoder) -> Decoder:
+    """The decoder with the weights as they have been learned, in its own precision."""
+    before = eqx.filter(decoder, lora.trained(decoder))
+    # Copies: the learner's own go with the next step.
+    return eqx.combine(jax.tree.map(lambda new, old: jnp.array(new, old.dtype, copy=True), learner.learned, before), decoder)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "total", "loss"), donate_argnames="learner")
+def step(
+    config: TrainingConfig, total: int, loss: Loss, learner: Learner, decoder: Decoder, batches: PyTree
+) -> tuple[Learner, dict[str, Array]]:
+    """One of `total` steps: `(learner, report)`; batches are stacked along their first axis.
+
+    The gradient is that of the mean over all that the batches count, as if they were one. One that is not finite changes
+    nothing, and the report's `"finite"` says so.
+
+    Args:
+        config: by `arithmetic`, so that a run with another log is no other program.
+        decoder: its weights that do not learn are read.
+    """
+    frozen = eqx.filter(decoder, lora.trained(decoder), inverse=True)
+
+    def compute(learned: PyTree, batch: PyTree) -> tuple[Array, dict[str, Array]]:
+        whole = eqx.combine(learned, frozen)
+        return loss(config, jax.tree.map(lambda x: x.astype(jnp.bfloat16), whole) if config.bf16 else whole, batch)
+
+    gradient = jax.value_and_grad(compute, has_aux=True)
+
+    def accumulate(sums: PyTree, batch: PyTree) -> tuple[PyTree, None]:
+        (_, report), gradients = gradient(learner.learned, batch)
+        return jax.tree.map(jnp.add, sums, (gradients, report)), None
+
+    (_, report), gradients = jax.eval_shape(lambda: gradient(learner.learned, jax.tree.map(lambda x: x[0], batches)))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (gradients, report))
+    (gradients, report), _ = jax.lax.scan(accumulate, zeros, batches)
+    count = jnp.maximum(report["count"], 1.0)
+    gradients, norm = clip_by_global_norm(jax.tree.map(lambda g: g / count, gradients), config.max_grad_norm)
+    changes, state = optimiser_of(config, total).update(gradients, learner.optimiser, learner.learned)
+    finite = jnp.isfinite(norm)
+    moved = Learner(optax.apply_updates(learner.learned, changes), state, learner.step + 1)
+    kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), moved, learner)
+    means = {name: sum_ / count for name, sum_ in report.items() if name != "count"}
+    return kept, {**means, "grad_norm": norm, "finite": finite, "tokens": report["count"]}
+
+
+def batches_of(step: int, rows: int, config: TrainingConfig) -> list[list[int]]:
+    """Which rows each batch of a step has: the same for the same seed, so that a run which goes on needs no memory of it.
+
+    Every epoch has all rows once, in an order of its own; its last step has what is left.
+    """
+    size = config.per_device_train_batch_size
+    a_step = size * config.gradient_accumulation_steps
+    epoch, place = divmod(step, steps_per_epoch(rows, config))
+    order = np.random.default_rng([config.seed, epoch]).permutation(rows)[place * a_step : (place + 1) * a_step]
+    return [order[first : first + size].tolist() for first in range(0, len(order), size)]
+
+
+def steps_per_epoch(rows: int, config: TrainingConfig) -> int:
+    """The last of them may have fewer rows."""
+    return -(-rows // (config.per_device_train_batch_size * config.gradient_accumulation_steps))
+
+
+def total_steps(rows: int, config: TrainingConfig) -> int:
+    """Steps of a whole run."""
+    return config.max_steps if config.max_steps > 0 else math.ceil(config.num_train_epochs * steps_per_epoch(rows, config))
+
+
+# -- checkpoints -------------------------------------------------------------------------------------
+
+
+def write_checkpoint(folder: pathlib.Path, learner: Learner, plan: dict[str, Any], save: Callable[[pathlib.Path], None], most: int | None) -> None:
+    """`checkpoint-STEP` with the model by `save`, the learner and its plan; whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"checkpoint-{int(learner.step)}"
+    temporary = pathlib.Path(tempfile.mkdtemp(dir=folder, prefix=".checkpoint-"))
+    try:
+        save(temporary)
+        arrays = {str(number): np.asarray(leaf) for number, leaf in enumerate(jax.tree.leaves(learner))}
+        safetensors.numpy.save_file(arrays, temporary / "learner.safetensors")
+        (temporary / "trainer.json").write_text(json.dumps({"step": int(learner.step), **plan}, indent=1) + "\n", encoding="utf-8")
+        for file in temporary.iterdir():
+            sync(file)
+        os.chmod(temporary, 0o755)
+        if path.exists():
+            shutil.rmtree(path)
+        os.rename(temporary, path)
+        sync(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    for old in checkpoints(folder)[: -most if most else 0]:
+        shutil.rmtree(old)
+
+
+def checkpoints(folder: pathlib.Path) -> list[pathlib.Path]:
+    """All that are there, the newest last."""
+    found = [path for path in folder.glob("checkpoint-*") if path.name.partition("-")[2].isdigit()]
+    return sorted(found, key=lambda path: int(path.name.partition("-")[2]))
+
+
+def read_checkpoint(path: pathlib.Path, learner: Learner, plan: dict[str, Any]) -> Learner:
+    """The learner of a checkpoint; `learner` is one of the same shapes.
+
+    Raises:
+        FileNotFoundError: it is no checkpoint.
+        ValueError: it is of another model, or of a run with another plan, which could not go on as it was.
+    """
+    said = read_json(path / "trainer.json")
+    if not said:
+        raise FileNotFoundError(f"{path} is no checkpoint of a language model: give an output_dir's checkpoint-N")
+    for name, value in plan.items():
+        if said.get(name) != value:
+            raise ValueError(f"{path} was made with {name}={said.get(name)!r}, not {value!r}: go on with the settings that it began with")
+    arrays = safetensors.numpy.load_file(path / "learner.safetensors")
+    leaves, structure = jax.tree.flatten(learner)
+    if len(arrays) != len(leaves) or any(arrays[str(n)].shape != leaf.shape for n, leaf in enumerate(leaves)):
+        raise ValueError(f"{path} is of another model: load the one that it began with")
+    return jax.tree.unflatten(structure, [jnp.asarray(arrays[str(n)], leaf.dtype) for n, leaf in enumerate(leaves)])
