@@ -63,6 +63,13 @@ def test_sft(folder, tmp_path, capsys):
     assert "no dataset at" in capsys.readouterr().err
 
 
+def test_a_long_chat_forgets_its_beginning(folder, capsys, monkeypatch):
+    """And says so, where it would have ended the program: 512 tokens hold two of these questions."""
+    monkeypatch.setattr(sys, "stdin", io.StringIO(("x" * 150 + "\n") * 5))
+    assert main(["llm", "chat", folder, "--max-new-tokens", "100", "--temperature", "0"]) == 0
+    assert "(the oldest question and answer are forgotten" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

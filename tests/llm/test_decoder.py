@@ -9,6 +9,7 @@ import pytest
 
 from advantage.llm import decoder as decoders
 from advantage.llm.decoder import DecoderConfig, hidden_states, init, logits
+from advantage.llm.families import config_of, json_of
 from advantage.llm.folder import read_decoder
 from advantage.llm.rope import Rope, frequencies
 
@@ -76,6 +77,15 @@ def test_llama3_frequencies_by_hand():
     between = (turns[1] - 1) / 3
     expected = [plain[0], plain[1] * ((1 - between) / 8 + between), plain[2] / 8, plain[3] / 8]
     np.testing.assert_allclose(scaled, expected, rtol=1e-5)
+
+
+def test_yarn_makes_the_context_longer():
+    """By Qwen's recipe: the file says how long it was, and by what factor it is stretched."""
+    given = json_of(dataclasses.replace(SMALL, model_type="qwen2", qkv_bias=True), "float32")
+    given["rope_scaling"] = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+    assert config_of(given).max_position_embeddings == 256
+    with pytest.raises(ValueError, match="mscale of yarn is not supported"):
+        config_of(given | {"rope_scaling": given["rope_scaling"] | {"mscale": 0.7}})
 
 
 @pytest.mark.parametrize(

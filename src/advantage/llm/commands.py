@@ -82,9 +82,14 @@ def chat(
 
     found = load_model(model, adapter=adapter)
     messages = [] if system is None else [{"role": "system", "content": system}]
-    found.tokenizer.chat([*messages, {"role": "user", "content": "?"}], add_generation_prompt=True)  # refuses before anything is typed
+    first = len(messages)
+    found.encode([*messages, {"role": "user", "content": "?"}])  # refuses before anything is typed
     while line := _line():
         messages.append({"role": "user", "content": line})
+        room = found.decoder.config.max_position_embeddings - max_new_tokens
+        while len(found.encode(messages)) > room and len(messages) > first + 1:
+            del messages[first : first + 2]
+            print("(the oldest question and answer are forgotten: the context is full)", file=sys.stderr)
         (answer,) = found.generate(
             [messages], seed=seed + len(messages), max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p
         )

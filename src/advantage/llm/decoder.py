@@ -308,7 +308,8 @@ def _block(config: DecoderConfig, block: Block, x: Float[Array, "B T D"], here: 
         return out if norm is None else _rms_norm(config, out, norm)
 
     normed = _rms_norm(config, x, block.attention_norm)
-    query, key = (rotated(heads(*part), here.cos, here.sin) for part in ((block.query, block.query_norm), (block.key, block.key_norm)))
+    query = rotated(heads(block.query, block.query_norm), here.cos, here.sin)
+    key = rotated(heads(block.key, block.key_norm), here.cos, here.sin)
     attended, kept = attend(query, key, heads(block.value, None))
     x = x + _post(config, block.output(attended.reshape((*x.shape[:2], -1))), block.attention_post_norm)
     normed = _rms_norm(config, x, block.mlp_norm)
@@ -317,7 +318,10 @@ def _block(config: DecoderConfig, block: Block, x: Float[Array, "B T D"], here: 
 
 
 def _attention(config: DecoderConfig, query: Array, key: Array, value: Array, mask: Array) -> Float[Array, "B T N H"]:
-    """Softmax of scaled products of queries and keys, each key serving N / K heads (Ainslie et al., 2023, https://arxiv.org/abs/2305.13245)."""
+    """Softmax of scaled products of queries and keys, each key serving N / K heads.
+
+    Ainslie et al. (2023), https://arxiv.org/abs/2305.13245
+    """
     key, value = key.astype(query.dtype), value.astype(query.dtype)
     scale = config.attention_scale or config.head_dim**-0.5
     if config.attention_softcap is None:

@@ -70,7 +70,7 @@ def config_of(given: dict[str, Any]) -> DecoderConfig:
         **{name: int(said[name]) for name in SHAPES},
         num_key_value_heads=int(said.get("num_key_value_heads", heads)),
         head_dim=int(said.get("head_dim", said["hidden_size"] // heads)),
-        max_position_embeddings=int(said["max_position_embeddings"]),
+        max_position_embeddings=_context(said, rope),
         rms_norm_eps=float(said["rms_norm_eps"]),
         rope=rope,
         local_rope=local,
@@ -98,8 +98,10 @@ def check_expressible(config: DecoderConfig) -> None:
     for field in dataclasses.fields(config):
         wanted, said = getattr(config, field.name), getattr(again, field.name)
         if wanted != said:
-            raise ValueError(f"{field.name}={wanted!r} is nothing that a {config.model_type} can have, which would be read with {said!r}: "
-                             "choose another model_type, or that value")  # fmt: skip
+            raise ValueError(
+                f"{field.name}={wanted!r} is nothing that a {config.model_type} can have, which would be read with {said!r}: "
+                "choose another model_type, or that value"
+            )
 
 
 def json_of(config: DecoderConfig, dtype: str) -> dict[str, Any]:
@@ -182,7 +184,8 @@ def _check(said: dict[str, Any]) -> None:
         raise ValueError("config.json has no 'num_key_value_heads': write it down, families differ in what they take it for")
     kinds = said.get("layer_types")
     if kinds is not None and len(kinds) != said["num_hidden_layers"]:
-        raise ValueError(f"config.json has {len(kinds)} layer_types and num_hidden_layers={said['num_hidden_layers']}: they have to agree")
+        layers = said["num_hidden_layers"]
+        raise ValueError(f"config.json has {len(kinds)} layer_types and num_hidden_layers={layers}: they have to agree")
 
 
 def _activation(said: dict[str, Any]) -> str:
@@ -192,6 +195,12 @@ def _activation(said: dict[str, Any]) -> str:
     if name not in ACTIVATIONS:
         raise ValueError(f"hidden_act={name!r} is not supported: {', '.join(ACTIVATIONS)} are")
     return name
+
+
+def _context(said: dict[str, Any], rope: Rope) -> int:
+    """How many tokens there may be: some files with yarn say how many there were before it."""
+    stretched = rope.factor * rope.original_max_position_embeddings if rope.rope_type == "yarn" else 0
+    return max(int(said["max_position_embeddings"]), int(stretched))
 
 
 def _cap(given: dict[str, Any], said: dict[str, Any], name: str) -> float | None:
@@ -252,6 +261,7 @@ def _rope(said: dict[str, Any], scaling: dict[str, Any]) -> Rope:
 def _scaling_of(rope: Rope) -> dict[str, Any] | None:
     if rope.rope_type == "default":
         return None
-    names = {"linear": ("factor",), "llama3": Rope._fields[2:6], "yarn": ("factor", "original_max_position_embeddings", *Rope._fields[6:])}
+    yarn = ("factor", "original_max_position_embeddings", *Rope._fields[6:])
+    names = {"linear": ("factor",), "llama3": Rope._fields[2:6], "yarn": yarn}
     fields = {name: getattr(rope, name) for name in names[rope.rope_type]}
     return {"rope_type": rope.rope_type, **{name: value for name, value in fields.items() if value is not None}}

@@ -73,7 +73,8 @@ def read_decoder(folder: str | os.PathLike, dtype: str | None = None) -> tuple[D
         raise NotAModelFolder(f"{folder} has no config.json: give a folder in Hugging Face's form, or a .gguf file")
     config = families.config_of(contents)
     index = read_json(folder / INDEX)
-    files = [folder / name for name in sorted(set(index["weight_map"].values()))] if index else sorted(folder.glob("model*.safetensors"))
+    names = sorted(set(index["weight_map"].values())) if index else ()
+    files = [folder / name for name in names] or sorted(folder.glob("model*.safetensors"))
     if not files:
         raise NotAModelFolder(f"{folder} has no model*.safetensors: save the model with safe_serialization=True")
     tensors: dict[str, np.ndarray] = {}
@@ -226,7 +227,8 @@ def read_adapter(folder: str | os.PathLike, decoder: Decoder) -> Decoder:
         if contents.get(name):
             raise NotAModelFolder(f"{folder}: adapters with {name!r} are not supported, plain LoRA is")
     if contents.get("init_lora_weights", True) not in (True, False, "gaussian"):  # others change the model below too
-        raise NotAModelFolder(f"{folder}: init_lora_weights={contents['init_lora_weights']!r} is not supported: save the merged model instead")
+        begun = contents["init_lora_weights"]
+        raise NotAModelFolder(f"{folder}: init_lora_weights={begun!r} is not supported: save the merged model instead")
     tensors = read_tensors(folder / "adapter_model.safetensors")
     words = {name.split(".")[-3] for name in tensors}
     targets = [name for name in (theirs.split(".")[-1] for theirs in families.LINEARS.values()) if name in words]

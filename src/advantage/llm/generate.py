@@ -101,7 +101,9 @@ def generate(
     if tokens.shape[1] > room:  # a longer bucket than the context has room for
         tokens, start = padded_left(prompts, room)
     automata = _stops(config.stop_strings, tuple(token_bytes)) if config.stop_strings else None
-    numbers = _Numbers(jnp.float32(config.temperature), jnp.int32(config.top_k), jnp.float32(config.top_p), jnp.int32(config.min_new_tokens))
+    numbers = _Numbers(
+        jnp.float32(config.temperature), jnp.int32(config.top_k), jnp.float32(config.top_p), jnp.int32(config.min_new_tokens)
+    )
     kinds = (config.temperature == 0, config.top_k > 0, config.top_p < 1)
     state = _run(decoder, tokens, start, numbers, automata, key, tuple(eos_ids), config.max_new_tokens, kinds)
     written = np.asarray(state.tokens)
@@ -130,7 +132,8 @@ def check(decoder: Decoder, prompts: Sequence[Sequence[int]], config: Generation
             )
         if max(prompt) >= vocabulary or min(prompt) < 0:
             raise ValueError(
-                f"prompt {number} has tokens from {min(prompt)} to {max(prompt)}, and the model's vocabulary is {vocabulary}: tokenizer and model do not belong together"
+                f"prompt {number} has tokens from {min(prompt)} to {max(prompt)}, and the model's vocabulary is {vocabulary}: "
+                "tokenizer and model do not belong together"
             )
 
 

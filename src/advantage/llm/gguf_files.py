@@ -67,7 +67,8 @@ def read_gguf(file: str | os.PathLike, dtype: str | None = None) -> tuple[Decode
     found = {tensor.name: tensor for tensor in reader.tensors}
     contents = _config(reader, architecture, found)
     config = families.config_of(contents)
-    tensors = {_name(name, config): _array(tensor, name, config, architecture) for name, tensor in found.items() if name != "rope_freqs.weight"}
+    found.pop("rope_freqs.weight", None)  # the config has it
+    tensors = {_name(name, config): _array(tensor, name, config, architecture) for name, tensor in found.items()}
     decoder = assemble(config, tensors, dtype, str(file))
     return decoder, families.json_of(config, str(decoder.norm.dtype)), _tokenizer(reader)
 

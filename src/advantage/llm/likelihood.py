@@ -58,7 +58,8 @@ def in_parts(decoder: Decoder, hidden: Float[Array, "B T D"], target: Int[Array,
     def part(inputs: tuple[Array, Array]) -> PyTree:
         return measure(logits(decoder, inputs[0]), inputs[1])
 
-    out = jax.tree.map(lambda x: x[None], part((flat[0], targets[0]))) if parts == 1 else jax.lax.map(jax.checkpoint(part), (flat, targets))
+    whole = parts == 1
+    out = part((flat[0], targets[0])) if whole else jax.lax.map(jax.checkpoint(part), (flat, targets))
     return jax.tree.map(lambda x: x.reshape(-1)[:count].reshape(target.shape), out)
 
 

@@ -31,7 +31,8 @@ def add_lora(
     if rank < 1:
         raise ValueError(f"rank={rank} has to be at least 1")
     known = {theirs.split(".")[-1]: ours for ours, theirs in LINEARS.items()}
-    names = list(known) if target_modules == "all-linear" else [target_modules] if isinstance(target_modules, str) else list(target_modules)
+    names = [target_modules] if isinstance(target_modules, str) else list(target_modules)
+    names = list(known) if names == ["all-linear"] else names
     if not names:
         raise ValueError("target_modules is empty: name at least one layer, or 'all-linear'")
     for name in names:

@@ -87,7 +87,9 @@ class LanguageModel:
         folder.write_adapter(path, self.decoder, self.name)
         self.tokenizer.save(path)
 
-    def add_lora(self, rank: int = 16, alpha: float | int = 32.0, target_modules: Sequence[str] | str = "all-linear", seed: int = 0) -> None:
+    def add_lora(
+        self, rank: int = 16, alpha: float | int = 32.0, target_modules: Sequence[str] | str = "all-linear", seed: int = 0
+    ) -> None:
         """Train a change of low rank from now on, in place of the weights; see `lora.add_lora`."""
         self.decoder = lora.add_lora(self.decoder, jax.random.key(seed), rank, alpha, target_modules)
 

@@ -62,7 +62,10 @@ def frequencies(rope: Rope, head_dim: int) -> tuple[Float[np.ndarray, " h"], flo
 
 
 def _llama3(rope: Rope, inverse: np.ndarray) -> np.ndarray:
-    """Slow pairs slowed by the factor, fast ones kept, a ramp between (Grattafiori et al., 2024, https://arxiv.org/abs/2407.21783)."""
+    """Slow pairs slowed by the factor, fast ones kept, a ramp between (Grattafiori et al., 2024).
+
+    https://arxiv.org/abs/2407.21783
+    """
     turns = rope.original_max_position_embeddings * inverse / (2 * math.pi)  # within the trained length
     kept = np.clip((turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor), 0, 1)
     return (1 - kept) * inverse / rope.factor + kept * inverse

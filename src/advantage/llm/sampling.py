@@ -37,12 +37,18 @@ def log_prob_of(logits: Float[Array, "B V"], token: Int[Array, " B"]) -> Float[A
 
 
 def top_k(logits: Float[Array, "B V"], k: Int[Array, ""] | int) -> Float[Array, "B V"]:
-    """The k most likely, and what is as likely as the last of them; the rest `-inf` (Fan et al., 2018, https://arxiv.org/abs/1805.04833)."""
+    """The k most likely, and what is as likely as the last of them; the rest `-inf`.
+
+    Fan et al. (2018), https://arxiv.org/abs/1805.04833
+    """
     return _largest(logits, lambda kept: jnp.sum(kept, axis=-1) >= k)
 
 
 def top_p(logits: Float[Array, "B V"], p: Float[Array, ""] | float) -> Float[Array, "B V"]:
-    """The most likely that have probability p together, and what is as likely as the last of them; the rest `-inf` (Holtzman et al., 2020, https://arxiv.org/abs/1904.09751)."""
+    """The most likely that have probability p together, and what is as likely as the last of them; the rest `-inf`.
+
+    Holtzman et al. (2020), https://arxiv.org/abs/1904.09751; transformers breaks such ties by the order of its sorting.
+    """
     probs = jax.nn.softmax(logits, axis=-1)
     return _largest(logits, lambda kept: jnp.sum(jnp.where(kept, probs, 0.0), axis=-1) >= p)
 

@@ -67,8 +67,8 @@ class SFTTrainer:
         peft_config: train a LoRA instead of the weights: ours, or PEFT's own.
 
     Raises:
-        ValueError: a dataset without these columns, empty, or with rows longer than `max_length`; a model's context that is
-            shorter than `max_length`.
+        ValueError: a dataset without these columns, empty, or with rows longer than `max_length` or the model's context; a model
+            that has a LoRA already, where there is a `peft_config`.
     """
 
     def __init__(
@@ -87,7 +87,8 @@ class SFTTrainer:
         self.eval_examples = None if eval_dataset is None else self._examples(eval_dataset)
         if peft_config is not None:
             targets = peft_config.target_modules
-            self.model.add_lora(peft_config.r, peft_config.lora_alpha, targets if isinstance(targets, str) else sorted(targets), args.seed)
+            targets = targets if isinstance(targets, str) else sorted(targets)
+            self.model.add_lora(peft_config.r, peft_config.lora_alpha, targets, args.seed)
         self.log_history: list[dict[str, float]] = []
 
     def _examples(self, dataset: Dataset) -> list[Example]:
@@ -118,7 +119,8 @@ class SFTTrainer:
         began = time.perf_counter()
         with Interrupt() as interrupt:
             for number in range(int(learner.step), total):
-                learner, report = training.step(args.arithmetic(), total, token_loss, learner, self.model.decoder, self._batches(number))
+                batches = self._batches(number)
+                learner, report = training.step(args.arithmetic(), total, token_loss, learner, self.model.decoder, batches)
                 reports.append(report)
                 last = number + 1 == total or interrupt.requested
                 finite = bool(report["finite"])
@@ -160,7 +162,8 @@ class SFTTrainer:
 
     def _batches(self, number: int) -> Batch:
         """A step's batches, stacked; all of one length."""
-        chosen = [[self.train_examples[row] for row in rows] for rows in training.batches_of(number, len(self.train_examples), self.args)]
+        rows_of = training.batches_of(number, len(self.train_examples), self.args)
+        chosen = [[self.train_examples[row] for row in rows] for rows in rows_of]
         slots = slots_for((example for rows in chosen for example in rows), self.length)
         chosen += [[]] * (self.args.gradient_accumulation_steps - len(chosen))  # an epoch's last step may have fewer
         batches = [padded_right(rows, self.args.per_device_train_batch_size, slots) for rows in chosen]

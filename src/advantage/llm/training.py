@@ -198,8 +198,10 @@ def total_steps(rows: int, config: TrainingConfig) -> int:
 # -- checkpoints -------------------------------------------------------------------------------------
 
 
-def write_checkpoint(folder: pathlib.Path, learner: Learner, plan: dict[str, Any], save: Callable[[pathlib.Path], None], most: int | None) -> None:
-    """`checkpoint-STEP` with the model by `save`, the learner and its plan; whole or not at all."""
+def write_checkpoint(
+    folder: pathlib.Path, learner: Learner, plan: dict[str, Any], save: Callable[[pathlib.Path], None], most: int | None
+) -> None:
+    """`checkpoint-STEP` with the model by `save`, the learner and its plan; whole or not at all. The newest `most` are kept."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"checkpoint-{int(learner.step)}"
     temporary = pathlib.Path(tempfile.mkdtemp(dir=folder, prefix=".checkpoint-"))
@@ -240,7 +242,8 @@ def read_checkpoint(path: pathlib.Path, learner: Learner, plan: dict[str, Any]) 
         raise FileNotFoundError(f"{path} is no checkpoint of a language model: give an output_dir's checkpoint-N")
     for name, value in plan.items():
         if said.get(name) != value:
-            raise ValueError(f"{path} was made with {name}={said.get(name)!r}, not {value!r}: go on with the settings that it began with")
+            was = said.get(name)
+            raise ValueError(f"{path} was made with {name}={was!r}, not {value!r}: go on with the settings that it began with")
     arrays = safetensors.numpy.load_file(path / "learner.safetensors")
     leaves, structure = jax.tree.flatten(learner)
     if len(arrays) != len(leaves) or any(arrays[str(n)].shape != leaf.shape for n, leaf in enumerate(leaves)):
