@@ -29,9 +29,13 @@ def llama():
 
 @pytest.fixture(scope="session")
 def small():
-    """One of ours, with weights large enough that its words differ."""
-    decoder = init(SMALL, jax.random.key(0))
-    return jax.tree.map(lambda x: x * 8.0 if x.ndim > 1 and x.shape[-1] > 1 else x, decoder)
+    """One of ours."""
+    return loud(SMALL)
+
+
+def loud(config):
+    """A decoder with weights large enough that its words differ."""
+    return jax.tree.map(lambda x: x * 8.0 if x.ndim > 1 and x.shape[-1] > 1 else x, init(config, jax.random.key(0)))
 
 
 @pytest.fixture(scope="session")

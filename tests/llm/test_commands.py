@@ -4,22 +4,19 @@ import dataclasses
 import io
 import sys
 
-import jax
 import pytest
 
 from advantage.cli import main
 from advantage.llm import LanguageModel, load_model
-from advantage.llm.decoder import init
 
-from .conftest import SMALL
+from .conftest import SMALL, loud
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, tokenizer):
     """A model's folder."""
     path = tmp_path_factory.mktemp("llm") / "model"
-    decoder = init(dataclasses.replace(SMALL, vocab_size=300, max_position_embeddings=512), jax.random.key(0))
-    LanguageModel(jax.tree.map(lambda x: x * 8.0 if x.ndim > 1 and x.shape[-1] > 1 else x, decoder), tokenizer).save(path)
+    LanguageModel(loud(dataclasses.replace(SMALL, vocab_size=300, max_position_embeddings=512)), tokenizer).save(path)
     return str(path)
 
 

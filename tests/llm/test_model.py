@@ -10,7 +10,7 @@ from advantage.llm import LanguageModel, load_model
 from advantage.llm.decoder import init
 from advantage.llm.folder import write_decoder
 
-from .conftest import SMALL
+from .conftest import SMALL, loud
 
 CHAT = [{"role": "user", "content": "The fox?"}]
 CHAT_AND_TEXT = [CHAT, "The fox"]
@@ -19,9 +19,7 @@ CHAT_AND_TEXT = [CHAT, "The fox"]
 @pytest.fixture
 def model(tokenizer):
     """Small, with the tokenizer's own vocabulary."""
-    decoder = init(dataclasses.replace(SMALL, vocab_size=300), jax.random.key(0))
-    decoder = jax.tree.map(lambda x: x * 8.0 if x.ndim > 1 and x.shape[-1] > 1 else x, decoder)
-    return LanguageModel(decoder, tokenizer)
+    return LanguageModel(loud(dataclasses.replace(SMALL, vocab_size=300)), tokenizer)
 
 
 def test_texts_and_chats_are_answered(model):
