@@ -193,7 +193,7 @@ def write_adapter(folder: str | os.PathLike, decoder: Decoder, base: str) -> Non
     for name, adapter in adapters.items():
         for part, leaf in (("lora_A", adapter.down), ("lora_B", adapter.up)):
             for layer, array in enumerate(np.asarray(leaf)):
-                tensors[f"base_model.model.model.layers.{layer}.{families.LINEARS[name]}.{part}.weight"] = np.ascontiguousarray(array)
+                tensors[_adapter_name(layer, name, part)] = np.ascontiguousarray(array)
     safetensors.numpy.save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     rank = next(iter(adapters.values())).down.shape[1]
     contents = {
@@ -209,6 +209,11 @@ def write_adapter(folder: str | os.PathLike, decoder: Decoder, base: str) -> Non
         "target_modules": sorted(families.LINEARS[name].split(".")[-1] for name in adapters),
     }
     (folder / "adapter_config.json").write_text(json.dumps(contents, indent=2) + "\n", encoding="utf-8")
+
+
+def _adapter_name(layer: int, name: str, part: str) -> str:
+    """PEFT's name of one of an adapter's matrices, `lora_A` or `lora_B`."""
+    return f"base_model.model.model.layers.{layer}.{families.LINEARS[name]}.{part}.weight"
 
 
 def read_adapter(folder: str | os.PathLike, decoder: Decoder) -> Decoder:
@@ -237,7 +242,7 @@ def read_adapter(folder: str | os.PathLike, decoder: Decoder) -> Decoder:
     for name, adapter in lora.adapters(decoder).items():
         parts = []
         for part, leaf in (("lora_A", adapter.down), ("lora_B", adapter.up)):
-            keys = [f"base_model.model.model.layers.{layer}.{families.LINEARS[name]}.{part}.weight" for layer in range(leaf.shape[0])]
+            keys = [_adapter_name(layer, name, part) for layer in range(leaf.shape[0])]
             missing = [key for key in keys if key not in tensors or tensors[key].shape != leaf.shape[1:]]
             if missing:
                 raise NotAModelFolder(f"{folder}: {missing[0]!r} is missing or does not fit the model")

@@ -25,7 +25,7 @@ from advantage.disk import sync
 from advantage.equations.objectives import clip_by_global_norm
 from advantage.llm import lora
 from advantage.llm.decoder import Decoder
-from advantage.llm.folder import read_json
+from advantage.llm.folder import read_json, read_tensors
 
 SCHEDULES = ("linear", "cosine", "constant")
 Loss = Callable[[Any, Decoder, PyTree], tuple[Array, dict[str, Array]]]
@@ -78,7 +78,6 @@ class TrainingConfig:
             raise ValueError(f"lr_scheduler_type={self.lr_scheduler_type!r} is not known: choose from {', '.join(SCHEDULES)}")
         if self.save_total_limit is not None and self.save_total_limit < 1:
             raise ValueError(f"save_total_limit={self.save_total_limit} has to be at least 1, or None")
-
 
     def arithmetic(self) -> TrainingConfig:
         """These settings without those that no step depends on; the seed decides which rows it gets."""
@@ -244,7 +243,7 @@ def read_checkpoint(path: pathlib.Path, learner: Learner, plan: dict[str, Any]) 
         if said.get(name) != value:
             was = said.get(name)
             raise ValueError(f"{path} was made with {name}={was!r}, not {value!r}: go on with the settings that it began with")
-    arrays = safetensors.numpy.load_file(path / "learner.safetensors")
+    arrays = read_tensors(path / "learner.safetensors")
     leaves, structure = jax.tree.flatten(learner)
     if len(arrays) != len(leaves) or any(arrays[str(n)].shape != leaf.shape for n, leaf in enumerate(leaves)):
         raise ValueError(f"{path} is of another model: load the one that it began with")
