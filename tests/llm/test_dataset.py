@@ -59,10 +59,10 @@ def test_messages(tokenizer):
 
 def test_batches():
     examples = [Example([5, 6, 7], [False, True, True]), Example([8], [True])]
-    batch = padded_right(examples, 3, slots_for(examples, 100))
+    batch = padded_right(examples, 3, slots_for([len(e.tokens) for e in examples], 100))
     np.testing.assert_array_equal(batch.tokens[:, :4], [[5, 6, 7, 0], [8, 0, 0, 0], [0, 0, 0, 0]])
     np.testing.assert_array_equal(batch.learned.sum(axis=1), [2, 1, 0])
-    assert batch.tokens.shape == (3, 8) and slots_for(examples, 4) == 4
+    assert batch.tokens.shape == (3, 8) and slots_for([len(e.tokens) for e in examples], 4) == 4
 
 
 def test_rows_that_are_too_long():

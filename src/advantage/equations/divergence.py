@@ -55,3 +55,11 @@ def check_adapted(config: Any, penalised: bool) -> None:
         raise ValueError("adapts='kl_coef' without desired_kl adapts nothing: give desired_kl, such as 0.01")
     if config.adapts == "kl_coef" and not penalised:
         raise ValueError("adapts='kl_coef' with the clipped loss, which has no penalty: give loss=kl_penalty_loss")
+
+
+def steered_coefficient(kl_coef: Scalar, kl: Scalar, target: Scalar, gain: Scalar = 0.1) -> Float[Array, ""]:
+    """The penalty's weight after a batch with this KL, so that the KL comes near `target`.
+
+    Ziegler et al. (2019), section 2.2, https://arxiv.org/abs/1909.08593: it changes by at most `0.2 gain` of itself.
+    """
+    return kl_coef * (1.0 + gain * jnp.clip(kl / target - 1.0, -0.2, 0.2))

@@ -15,14 +15,32 @@ _HOME = {
     "LoraConfig": "advantage.llm.training",
     "SFTConfig": "advantage.llm.sft",
     "SFTTrainer": "advantage.llm.sft",
+    "RewardConfig": "advantage.llm.reward",
+    "RewardTrainer": "advantage.llm.reward",
+    "RewardModel": "advantage.llm.scorer",
+    "load_reward_model": "advantage.llm.scorer",
+    "DPOConfig": "advantage.llm.dpo",
+    "DPOTrainer": "advantage.llm.dpo",
+    "PPOConfig": "advantage.llm.ppo",
+    "PPOTrainer": "advantage.llm.ppo",
+    "GRPOConfig": "advantage.llm.grpo",
+    "GRPOTrainer": "advantage.llm.grpo",
+    "RLOOConfig": "advantage.llm.rloo",
+    "RLOOTrainer": "advantage.llm.rloo",
 }
 
 __all__ = [*_HOME]
 
 if TYPE_CHECKING:
     from advantage.llm.decoder import Decoder, DecoderConfig
+    from advantage.llm.dpo import DPOConfig, DPOTrainer
     from advantage.llm.generate import GenerationConfig
+    from advantage.llm.grpo import GRPOConfig, GRPOTrainer
     from advantage.llm.model import LanguageModel, load_model
+    from advantage.llm.ppo import PPOConfig, PPOTrainer
+    from advantage.llm.reward import RewardConfig, RewardTrainer
+    from advantage.llm.rloo import RLOOConfig, RLOOTrainer
+    from advantage.llm.scorer import RewardModel, load_reward_model
     from advantage.llm.sft import SFTConfig, SFTTrainer
     from advantage.llm.tokenizer import Tokenizer
     from advantage.llm.training import LoraConfig

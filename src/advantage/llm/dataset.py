@@ -104,7 +104,7 @@ def encoded(tokenizer: Tokenizer, row: Row, form: tuple[str, ...], completion_on
     else:
         prompt = tokenizer.encode(tokenizer.chat(row["prompt"], add_generation_prompt=True), special=False)
         whole = tokenizer.encode(tokenizer.chat([*row["prompt"], *row["completion"]]), special=False)
-    read_only = _common(prompt, whole) if completion_only else 0
+    read_only = common(prompt, whole) if completion_only else 0
     return Example(whole, [place >= read_only for place in range(len(whole))])
 
 
@@ -121,12 +121,12 @@ def _chat(tokenizer: Tokenizer, messages: Sequence[dict[str, Any]], assistant_on
         if message["role"] == "assistant":
             before = tokenizer.encode(tokenizer.chat(messages[:number], add_generation_prompt=True), special=False)
             after = tokenizer.encode(tokenizer.chat(messages[: number + 1]), special=False)
-            first, last = _common(before, whole), _common(after, whole)
+            first, last = common(before, whole), common(after, whole)
             learned[first:last] = [True] * (last - first)
     return Example(whole, learned)
 
 
-def _common(a: Sequence[int], b: Sequence[int]) -> int:
+def common(a: Sequence[int], b: Sequence[int]) -> int:
     """How many tokens both begin with: where a word goes on over the boundary, its token is another."""
     return next((place for place, pair in enumerate(zip(a, b, strict=False)) if pair[0] != pair[1]), min(len(a), len(b)))
 
@@ -152,15 +152,24 @@ def fitted(examples: Sequence[Example], length: int, truncate: bool) -> list[Exa
     return out
 
 
-def slots_for(examples: Iterable[Example], longest: int) -> int:
+def slots_for(lengths: Iterable[int], longest: int) -> int:
     """The next of few lengths, so that few are compiled."""
-    return min(bucket(max(len(example.tokens) for example in examples)), longest)
+    return min(bucket(max(lengths)), longest)
 
 
 def padded_right(examples: Sequence[Example], rows: int, slots: int) -> Batch:
     """A batch of so many rows, of which those without an example are empty."""
-    tokens, learned = np.zeros((rows, slots), np.int32), np.zeros((rows, slots), bool)
+    tokens, length = texts_right([example.tokens for example in examples], rows, slots)
+    learned = np.zeros((rows, slots), bool)
     for number, example in enumerate(examples):
-        tokens[number, : len(example.tokens)] = example.tokens
-        learned[number, : len(example.tokens)] = example.learned
+        learned[number, : length[number]] = example.learned
     return Batch(tokens, learned)
+
+
+def texts_right(texts: Sequence[Sequence[int]], rows: int, slots: int) -> tuple[Int[np.ndarray, "B T"], Int[np.ndarray, " B"]]:
+    """`(tokens padded on the right, lengths)` of so many rows, of which those without a text are empty."""
+    tokens, length = np.zeros((rows, slots), np.int32), np.zeros(rows, np.int32)
+    for number, text in enumerate(texts):
+        tokens[number, : len(text)] = text
+        length[number] = len(text)
+    return tokens, length

@@ -65,13 +65,23 @@ def read_decoder(folder: str | os.PathLike, dtype: str | None = None) -> tuple[D
         NotAModelFolder: there is no such folder, no weights, or weights that do not fit.
         ValueError: a family that isn't supported.
     """
-    folder = pathlib.Path(folder)
+    contents, tensors = read_contents(pathlib.Path(folder))
+    return assemble(families.config_of(contents), tensors, dtype, str(folder)), contents
+
+
+def read_contents(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """`(contents of config.json, all tensors)`.
+
+    Raises:
+        NotAModelFolder: one of them is missing or damaged.
+        ValueError: a family that isn't supported.
+    """
     contents = read_json(folder / "config.json")
     if not contents and (folder / "adapter_config.json").is_file():
         raise NotAModelFolder(f"{folder} holds an adapter alone: load its base model, and give it as adapter=...")
     if not contents:
         raise NotAModelFolder(f"{folder} has no config.json: give a folder in Hugging Face's form, or a .gguf file")
-    config = families.config_of(contents)
+    families.config_of(contents)  # of an unknown family, its name is the better message
     index = read_json(folder / INDEX)
     names = sorted(set(index["weight_map"].values())) if index else ()
     files = [folder / name for name in names] or sorted(folder.glob("model*.safetensors"))
@@ -80,7 +90,7 @@ def read_decoder(folder: str | os.PathLike, dtype: str | None = None) -> tuple[D
     tensors: dict[str, np.ndarray] = {}
     for file in files:
         tensors |= read_tensors(file)
-    return assemble(config, tensors, dtype, str(folder)), contents
+    return contents, tensors
 
 
 def assemble(config: DecoderConfig, tensors: dict[str, np.ndarray], dtype: str | None, where: str) -> Decoder:
@@ -132,11 +142,14 @@ def tensors_of(decoder: Decoder) -> dict[str, np.ndarray]:
     return tensors
 
 
-def write_decoder(folder: str | os.PathLike, decoder: Decoder, contents: dict[str, Any] | None = None) -> None:
+def write_decoder(
+    folder: str | os.PathLike, decoder: Decoder, contents: dict[str, Any] | None = None, beside: dict[str, np.ndarray] | None = None
+) -> None:
     """Write `config.json` and the weights; a LoRA's change is added to them.
 
     Args:
         contents: of the `config.json` that the decoder was read with.
+        beside: more tensors, by name, such as a score's.
     """
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -147,7 +160,7 @@ def write_decoder(folder: str | os.PathLike, decoder: Decoder, contents: dict[st
     contents = {**(contents or families.json_of(decoder.config, dtype)), "torch_dtype": dtype}
     contents.pop("dtype", None)
     (folder / "config.json").write_text(json.dumps(contents, indent=2) + "\n", encoding="utf-8")
-    _write_weights(folder, tensors_of(decoder))
+    _write_weights(folder, {**tensors_of(decoder), **(beside or {})})
 
 
 def _write_weights(folder: pathlib.Path, tensors: dict[str, np.ndarray]) -> None:

@@ -11,6 +11,7 @@ from advantage.llm.decoder import Decoder, Linear, Lora
 from advantage.llm.families import LINEARS
 
 Key = Array
+BESIDE = (".score", ".trunk")  # a head that was added, and what it reads where that is no adapted decoder
 
 
 def add_lora(
@@ -76,7 +77,8 @@ def merged(decoder: Decoder) -> Decoder:
     return decoder
 
 
-def trained(decoder: Decoder) -> PyTree[bool]:
-    """Which leaves are trained: the adapters where there are any, else all."""
-    only = bool(adapters(decoder))
-    return jax.tree.map_with_path(lambda path, _: not only or ".lora." in jax.tree_util.keystr(path), decoder)
+def trained(network: PyTree) -> PyTree[bool]:
+    """Which leaves are trained: where there are adapters, these and what stands beside the decoder, else all."""
+    paths = jax.tree.map_with_path(lambda path, _: jax.tree_util.keystr(path), network)
+    only = any(".lora." in path for path in jax.tree.leaves(paths))
+    return jax.tree.map(lambda path: not only or ".lora." in path or path.startswith(BESIDE), paths)

@@ -87,6 +87,14 @@ class LanguageModel:
         folder.write_adapter(path, self.decoder, self.name)
         self.tokenizer.save(path)
 
+    def save_learned(self, path: str | os.PathLike) -> None:
+        """The LoRA alone where there is one, else the model."""
+        self.save_adapter(path) if lora.adapters(self.decoder) else self.save(path)
+
+    def of(self, decoder: Decoder) -> LanguageModel:
+        """The same with other weights."""
+        return LanguageModel(decoder, self.tokenizer, self.contents, self.name)
+
     def add_lora(
         self, rank: int = 16, alpha: float | int = 32.0, target_modules: Sequence[str] | str = "all-linear", seed: int = 0
     ) -> None:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import pathlib
-import time
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -15,15 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from advantage.llm import lora, training
+from advantage.llm import loop, training
 from advantage.llm.dataset import Batch, Dataset, Example, encoded, fitted, form_of, padded_right, read_rows, slots_for
 from advantage.llm.decoder import Decoder, hidden_states
 from advantage.llm.likelihood import in_parts, of_targets
 from advantage.llm.model import LanguageModel, load_model
 from advantage.llm.sampling import log_prob_of
 from advantage.llm.training import Learner, LoraConfig, TrainingConfig
-from advantage.training.interrupt import Interrupt
-from advantage.training.loggers import configure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +47,7 @@ def token_loss(config: TrainingConfig, decoder: Decoder, batch: Batch) -> tuple[
     hidden = hidden_states(decoder, tokens[:, :-1], start, config.gradient_checkpointing)
     found = of_targets(decoder, hidden, tokens[:, 1:])
     log_prob, entropy, count = (jnp.sum(jnp.where(learned[:, 1:], x, 0.0)) for x in (*found, jnp.ones(found.log_prob.shape)))
-    return -log_prob, {"loss": -log_prob, "entropy": entropy, "count": count}
+    return -log_prob, {"loss": -log_prob, "entropy": entropy, "count": count, "tokens": count}
 
 
 class SFTTrainer:
@@ -86,9 +81,7 @@ class SFTTrainer:
         self.train_examples = self._examples(train_dataset)
         self.eval_examples = None if eval_dataset is None else self._examples(eval_dataset)
         if peft_config is not None:
-            targets = peft_config.target_modules
-            targets = targets if isinstance(targets, str) else sorted(targets)
-            self.model.add_lora(peft_config.r, peft_config.lora_alpha, targets, args.seed)
+            training.add_lora(self.model, peft_config, args.seed)
         self.log_history: list[dict[str, float]] = []
 
     def _examples(self, dataset: Dataset) -> list[Example]:
@@ -110,32 +103,19 @@ class SFTTrainer:
             FloatingPointError: a gradient that is not finite; the model is as it was before it, and saved.
             ValueError: a checkpoint of another model or plan.
         """
-        args, folder = self.args, pathlib.Path(self.args.output_dir)
-        total = training.total_steps(len(self.train_examples), args)
-        learner = training.start(self.model.decoder, training.optimiser_of(args, total))
-        learner = self._resumed(learner, folder, resume_from_checkpoint, total)
-        logger = configure(folder, args.formats, append=bool(resume_from_checkpoint))
-        reports: list[dict[str, Array]] = []
-        began = time.perf_counter()
-        with Interrupt() as interrupt:
-            for number in range(int(learner.step), total):
-                batches = self._batches(number)
-                learner, report = training.step(args.arithmetic(), total, token_loss, learner, self.model.decoder, batches)
-                reports.append(report)
-                last = number + 1 == total or interrupt.requested
-                finite = bool(report["finite"])
-                if (number + 1) % args.logging_steps == 0 or last or not finite:
-                    self._log(logger, number + 1, reports, time.perf_counter() - began)
-                    reports, began = [], time.perf_counter()
-                if not finite:
-                    self._keep(learner, folder, total)
-                    raise FloatingPointError(f"the gradient of step {number + 1} is not finite; the model before it is in {folder}")
-                if (number + 1) % args.save_steps == 0 or last:
-                    self._keep(learner, folder, total)
-                if interrupt.requested:
-                    break
-        logger.close()
-        self.model.decoder = training.decoder_of(learner, self.model.decoder)
+        args, base, rows = self.args, self.model.decoder, len(self.train_examples)
+        total = training.total_steps(rows, args)
+
+        def advance(learner: Learner, number: int) -> tuple[Learner, loop.Report]:
+            return training.step(args.arithmetic(), total, token_loss, learner, base, self._batches(number))
+
+        def save(learner: Learner, path: pathlib.Path) -> None:
+            self.model.of(training.network_of(learner, base)).save_learned(path)
+
+        plan = loop.Plan(total, training.steps_per_epoch(rows, args), training.said_of(args, rows))
+        learner = training.start(base, training.optimiser_of(args, total))
+        learner = loop.run(args, plan, learner, advance, save, resume_from_checkpoint, self.log_history)
+        self.model.decoder = training.copied(training.network_of(learner, base))
         return self.model
 
     def evaluate(self) -> dict[str, float]:
@@ -149,53 +129,20 @@ class SFTTrainer:
         size, sums = self.args.per_device_train_batch_size, np.zeros(3)
         for first in range(0, len(self.eval_examples), size):
             examples = self.eval_examples[first : first + size]
-            batch = padded_right(examples, size, slots_for(examples, self.length))
+            batch = padded_right(examples, size, slots_for((len(example.tokens) for example in examples), self.length))
             sums += np.asarray(_measured(self.model.decoder, *batch))
         return {"eval_loss": float(sums[0] / sums[2]), "eval_mean_token_accuracy": float(sums[1] / sums[2])}
 
     def save_model(self, output_dir: str | os.PathLike | None = None) -> None:
         """Write the model, or its adapter where that is what was trained, to `output_dir`."""
-        self._save(pathlib.Path(output_dir or self.args.output_dir))
-
-    def _save(self, path: pathlib.Path) -> None:
-        self.model.save_adapter(path) if lora.adapters(self.model.decoder) else self.model.save(path)
+        self.model.save_learned(output_dir or self.args.output_dir)
 
     def _batches(self, number: int) -> Batch:
         """A step's batches, stacked; all of one length."""
-        rows_of = training.batches_of(number, len(self.train_examples), self.args)
-        chosen = [[self.train_examples[row] for row in rows] for rows in rows_of]
-        slots = slots_for((example for rows in chosen for example in rows), self.length)
-        chosen += [[]] * (self.args.gradient_accumulation_steps - len(chosen))  # an epoch's last step may have fewer
+        chosen = training.parts_of(number, self.train_examples, self.args)
+        slots = slots_for((len(example.tokens) for rows in chosen for example in rows), self.length)
         batches = [padded_right(rows, self.args.per_device_train_batch_size, slots) for rows in chosen]
         return jax.tree.map(lambda *parts: np.stack(parts), *batches)
-
-    def _log(self, logger: Any, number: int, reports: Sequence[dict[str, Array]], seconds: float) -> None:
-        """Means over the steps since the last row."""
-        tokens = sum(float(report["tokens"]) for report in reports)
-        row = {f"train/{name}": float(np.mean([report[name] for report in reports])) for name in ("loss", "entropy", "grad_norm")}
-        row |= {"time/tokens_per_second": tokens / seconds, "time/total_timesteps": number,
-                "train/epoch": number / training.steps_per_epoch(len(self.train_examples), self.args)}  # fmt: skip
-        for name, value in row.items():
-            logger.record(name, value)
-        logger.dump(number)
-        self.log_history.append({name.partition("/")[2]: value for name, value in row.items()})
-
-    def _plan(self, total: int) -> dict[str, Any]:
-        """What has to be the same for a run that goes on."""
-        said = json.loads(json.dumps(dataclasses.asdict(self.args.arithmetic())))
-        return {**said, "total": total, "rows": len(self.train_examples), "seed": self.args.seed}
-
-    def _keep(self, learner: Learner, folder: pathlib.Path, total: int) -> None:
-        self.model.decoder = training.decoder_of(learner, self.model.decoder)
-        training.write_checkpoint(folder, learner, self._plan(total), self._save, self.args.save_total_limit)
-
-    def _resumed(self, learner: Learner, folder: pathlib.Path, wanted: bool | str | os.PathLike | None, total: int) -> Learner:
-        if not wanted:
-            return learner
-        found = training.checkpoints(folder) if wanted is True else [pathlib.Path(wanted)]
-        if not found:
-            raise FileNotFoundError(f"no checkpoint in {folder}: train without resume_from_checkpoint first")
-        return training.read_checkpoint(found[-1], learner, self._plan(total))
 
 
 @jax.jit

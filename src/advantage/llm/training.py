@@ -10,8 +10,8 @@ import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import equinox as eqx
 import jax
@@ -26,10 +26,18 @@ from advantage.equations.objectives import clip_by_global_norm
 from advantage.llm import lora
 from advantage.llm.decoder import Decoder
 from advantage.llm.folder import read_json, read_tensors
+from advantage.llm.model import LanguageModel, load_model
 
+T = TypeVar("T")
+S = TypeVar("S")  # a run's state: a tree of arrays with a `step`
 SCHEDULES = ("linear", "cosine", "constant")
-Loss = Callable[[Any, Decoder, PyTree], tuple[Array, dict[str, Array]]]
-"""`(config, decoder, batch) -> (sum of the losses, sums of what is reported)`; the report's `"count"` divides them all."""
+Network = PyTree
+"""A decoder, or one with more beside it, such as a value function."""
+Loss = Callable[[Any, Network, PyTree], tuple[Array, dict[str, Array]]]
+"""`(config, network, batch) -> (sum of the losses, sums of what is reported)`.
+
+The report's `"count"` divides the losses, and its `"tokens"` all else, both over the whole step.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +107,12 @@ class LoraConfig:
     target_modules: tuple[str, ...] | list[str] | str = "all-linear"
 
 
+def add_lora(model: LanguageModel, config: LoraConfig | Any, seed: int) -> None:
+    """Give the model the adapter of our config, or of PEFT's own."""
+    targets = config.target_modules
+    model.add_lora(config.r, config.lora_alpha, targets if isinstance(targets, str) else sorted(targets), seed)
+
+
 class Learner(NamedTuple):
     """What a step changes: all that is needed to go on."""
 
@@ -120,23 +134,46 @@ def optimiser_of(config: TrainingConfig, total: int) -> optax.GradientTransforma
     return optax.adamw(schedule, config.adam_beta1, config.adam_beta2, config.adam_epsilon, weight_decay=config.weight_decay)
 
 
-def start(decoder: Decoder, optimiser: optax.GradientTransformation) -> Learner:
+def start(network: Network, optimiser: optax.GradientTransformation) -> Learner:
     """Before the first step; copies, since a step gives its memory back."""
-    learned = eqx.filter(decoder, lora.trained(decoder))
+    learned = eqx.filter(network, lora.trained(network))
     learned = jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), learned)
     return Learner(learned, optimiser.init(learned), jnp.zeros((), jnp.int32))
 
 
-def decoder_of(learner: Learner, decoder: Decoder) -> Decoder:
-    """The decoder with the weights as they have been learned, in its own precision."""
-    before = eqx.filter(decoder, lora.trained(decoder))
-    # Copies: the learner's own go with the next step.
-    return eqx.combine(jax.tree.map(lambda new, old: jnp.array(new, old.dtype, copy=True), learner.learned, before), decoder)
+def network_of(learner: Learner, network: Network) -> Network:
+    """The network as it has been learned, in its own precision; only until the next step, which gives its memory back."""
+    before = eqx.filter(network, lora.trained(network))
+    return eqx.combine(jax.tree.map(lambda new, old: new.astype(old.dtype), learner.learned, before), network)
+
+
+def copied(network: Network) -> Network:
+    """For good."""
+    return jax.tree.map(lambda x: jnp.array(x, copy=True), network)
+
+
+def computing(config: TrainingConfig, network: Network) -> Network:
+    """The network in the precision that products are computed in."""
+    return jax.tree.map(lambda x: x.astype(jnp.bfloat16), network) if config.bf16 else network
+
+
+def reference_of(model: LanguageModel, given: LanguageModel | str | os.PathLike | None) -> Decoder:
+    """What a policy is kept near; by default the model as it is now, whose memory it shares.
+
+    Raises:
+        ValueError: the given one has another vocabulary.
+    """
+    if given is None:
+        return model.decoder
+    reference = given if isinstance(given, LanguageModel) else load_model(given)
+    if reference.tokenizer.backend.get_vocab() != model.tokenizer.backend.get_vocab():
+        raise ValueError("ref_model has another vocabulary than model: its log-probabilities are of other tokens")
+    return reference.decoder
 
 
 @functools.partial(jax.jit, static_argnames=("config", "total", "loss"), donate_argnames="learner")
 def step(
-    config: TrainingConfig, total: int, loss: Loss, learner: Learner, decoder: Decoder, batches: PyTree
+    config: TrainingConfig, total: int, loss: Loss, learner: Learner, network: Network, batches: PyTree
 ) -> tuple[Learner, dict[str, Array]]:
     """One of `total` steps: `(learner, report)`; batches are stacked along their first axis.
 
@@ -145,13 +182,12 @@ def step(
 
     Args:
         config: by `arithmetic`, so that a run with another log is no other program.
-        decoder: its weights that do not learn are read.
+        network: its weights that do not learn are read.
     """
-    frozen = eqx.filter(decoder, lora.trained(decoder), inverse=True)
+    frozen = eqx.filter(network, lora.trained(network), inverse=True)
 
     def compute(learned: PyTree, batch: PyTree) -> tuple[Array, dict[str, Array]]:
-        whole = eqx.combine(learned, frozen)
-        return loss(config, jax.tree.map(lambda x: x.astype(jnp.bfloat16), whole) if config.bf16 else whole, batch)
+        return loss(config, computing(config, eqx.combine(learned, frozen)), batch)
 
     gradient = jax.value_and_grad(compute, has_aux=True)
 
@@ -168,8 +204,16 @@ def step(
     finite = jnp.isfinite(norm)
     moved = Learner(optax.apply_updates(learner.learned, changes), state, learner.step + 1)
     kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), moved, learner)
-    means = {name: sum_ / count for name, sum_ in report.items() if name != "count"}
-    return kept, {**means, "grad_norm": norm, "finite": finite, "tokens": report["count"]}
+    tokens = jnp.maximum(report["tokens"], 1.0)
+    means = {name: sum_ / (count if name == "loss" else tokens) for name, sum_ in report.items() if name != "count"}
+    return kept, {**means, "grad_norm": norm, "finite": finite, "tokens": report["tokens"]}
+
+
+def mean_report(reports: Sequence[dict[str, Array]]) -> dict[str, Array]:
+    """Of several steps: what they report on average, on how many tokens in all, and whether all were finite."""
+    means = {name: sum(report[name] for report in reports) / len(reports) for name in reports[0]}
+    tokens, finite = sum(report["tokens"] for report in reports), jnp.all(jnp.stack([report["finite"] for report in reports]))
+    return {**means, "tokens": tokens, "finite": finite}
 
 
 def batches_of(step: int, rows: int, config: TrainingConfig) -> list[list[int]]:
@@ -184,6 +228,12 @@ def batches_of(step: int, rows: int, config: TrainingConfig) -> list[list[int]]:
     return [order[first : first + size].tolist() for first in range(0, len(order), size)]
 
 
+def parts_of(step: int, rows: Sequence[T], config: TrainingConfig) -> list[list[T]]:
+    """A step's rows, batch by batch; the last batches of an epoch's last step may be empty."""
+    parts = [[rows[row] for row in part] for part in batches_of(step, len(rows), config)]
+    return parts + [[]] * (config.gradient_accumulation_steps - len(parts))
+
+
 def steps_per_epoch(rows: int, config: TrainingConfig) -> int:
     """The last of them may have fewer rows."""
     return -(-rows // (config.per_device_train_batch_size * config.gradient_accumulation_steps))
@@ -194,21 +244,31 @@ def total_steps(rows: int, config: TrainingConfig) -> int:
     return config.max_steps if config.max_steps > 0 else math.ceil(config.num_train_epochs * steps_per_epoch(rows, config))
 
 
+def said_of(config: TrainingConfig, rows: int) -> dict[str, Any]:
+    """What has to be the same for a run that goes on, as JSON has it."""
+    return {**json.loads(json.dumps(dataclasses.asdict(config.arithmetic()), default=_name)), "rows": rows, "seed": config.seed}
+
+
+def _name(function: Callable[..., Any]) -> str:
+    """A function's, which is all that JSON can hold of it."""
+    return getattr(function, "__qualname__", repr(function))
+
+
 # -- checkpoints -------------------------------------------------------------------------------------
 
 
 def write_checkpoint(
-    folder: pathlib.Path, learner: Learner, plan: dict[str, Any], save: Callable[[pathlib.Path], None], most: int | None
+    folder: pathlib.Path, state: PyTree, plan: dict[str, Any], save: Callable[[pathlib.Path], None], most: int | None
 ) -> None:
-    """`checkpoint-STEP` with the model by `save`, the learner and its plan; whole or not at all. The newest `most` are kept."""
+    """`checkpoint-STEP` with the model by `save`, the run's state and its plan; whole or not at all. The newest `most` are kept."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"checkpoint-{int(learner.step)}"
+    path = folder / f"checkpoint-{int(state.step)}"
     temporary = pathlib.Path(tempfile.mkdtemp(dir=folder, prefix=".checkpoint-"))
     try:
         save(temporary)
-        arrays = {str(number): np.asarray(leaf) for number, leaf in enumerate(jax.tree.leaves(learner))}
+        arrays = {str(number): np.asarray(leaf) for number, leaf in enumerate(jax.tree.leaves(state))}
         safetensors.numpy.save_file(arrays, temporary / "learner.safetensors")
-        (temporary / "trainer.json").write_text(json.dumps({"step": int(learner.step), **plan}, indent=1) + "\n", encoding="utf-8")
+        (temporary / "trainer.json").write_text(json.dumps({"step": int(state.step), **plan}, indent=1) + "\n", encoding="utf-8")
         for file in temporary.iterdir():
             sync(file)
         os.chmod(temporary, 0o755)
@@ -229,8 +289,8 @@ def checkpoints(folder: pathlib.Path) -> list[pathlib.Path]:
     return sorted(found, key=lambda path: int(path.name.partition("-")[2]))
 
 
-def read_checkpoint(path: pathlib.Path, learner: Learner, plan: dict[str, Any]) -> Learner:
-    """The learner of a checkpoint; `learner` is one of the same shapes.
+def read_checkpoint(path: pathlib.Path, state: S, plan: dict[str, Any]) -> S:
+    """The state of a checkpoint; `state` is one of the same shapes.
 
     Raises:
         FileNotFoundError: it is no checkpoint.
@@ -244,7 +304,7 @@ def read_checkpoint(path: pathlib.Path, learner: Learner, plan: dict[str, Any]) 
             was = said.get(name)
             raise ValueError(f"{path} was made with {name}={was!r}, not {value!r}: go on with the settings that it began with")
     arrays = read_tensors(path / "learner.safetensors")
-    leaves, structure = jax.tree.flatten(learner)
+    leaves, structure = jax.tree.flatten(state)
     if len(arrays) != len(leaves) or any(arrays[str(n)].shape != leaf.shape for n, leaf in enumerate(leaves)):
         raise ValueError(f"{path} is of another model: load the one that it began with")
     return jax.tree.unflatten(structure, [jnp.asarray(arrays[str(n)], leaf.dtype) for n, leaf in enumerate(leaves)])

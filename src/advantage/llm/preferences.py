@@ -1,0 +1,80 @@
+"""Pairs of answers of which one is preferred: rows to tokens, and batches of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array, Bool, Int
+
+from advantage.llm.dataset import Dataset, Example, Row, common, encoded, fitted, padded_right, read_rows, require, slots_for
+from advantage.llm.tokenizer import Tokenizer
+
+
+class Pair(NamedTuple):
+    """Two texts; what is learned of them is where they are answers, which may differ."""
+
+    chosen: Example
+    rejected: Example
+
+
+class Pairs(NamedTuple):
+    """B pairs, padded on the right; of length 0 where a row is empty."""
+
+    chosen: Int[np.ndarray | Array, "*parts B T"]
+    chosen_answer: Bool[np.ndarray | Array, "*parts B T"]
+    chosen_length: Int[np.ndarray | Array, "*parts B"]
+    rejected: Int[np.ndarray | Array, "*parts B T"]
+    rejected_answer: Bool[np.ndarray | Array, "*parts B T"]
+    rejected_length: Int[np.ndarray | Array, "*parts B"]
+
+
+def pairs_of(tokenizer: Tokenizer, dataset: Dataset, length: int, truncate: bool) -> list[Pair]:
+    """All rows' tokens.
+
+    Raises:
+        ValueError: a row without `chosen` or `rejected`, or with both the same within `length` tokens; a text that is longer
+            and must not be cut.
+    """
+    rows = read_rows(dataset)
+    require(rows, ("chosen", "rejected"))
+    if "prompt" in rows[0]:
+        require(rows, ("prompt",))
+    sides = [fitted([_whole(tokenizer, row, side) for row in rows], length, truncate) for side in ("chosen", "rejected")]
+    pairs = [Pair(*both) for both in zip(*sides, strict=True)]
+    for number, pair in enumerate(pairs):
+        if pair.chosen.tokens == pair.rejected.tokens:
+            raise ValueError(f"row {number} of the dataset has the same chosen and rejected within {length} tokens: leave it out")
+    return pairs if "prompt" in rows[0] else [_answers_alone(pair) for pair in pairs]
+
+
+def _whole(tokenizer: Tokenizer, row: Row, side: str) -> Example:
+    """A text from its prompt to its end."""
+    if "prompt" in row:
+        return encoded(tokenizer, {"prompt": row["prompt"], "completion": row[side]}, ("prompt", "completion"), True, False)
+    form = "text" if isinstance(row[side], str) else "messages"
+    return encoded(tokenizer, {form: row[side]}, (form,), False, False)
+
+
+def _answers_alone(pair: Pair) -> Pair:
+    """What both begin with is their prompt."""
+    first = common(pair.chosen.tokens, pair.rejected.tokens)
+    sides = [Example(side.tokens, [place >= first for place in range(len(side.tokens))]) for side in pair]
+    return Pair(*sides)
+
+
+def batch_of(pairs: Sequence[Pair], rows: int, slots: int) -> Pairs:
+    """A batch of so many rows."""
+    chosen, rejected = (padded_right([pair[side] for pair in pairs], rows, slots) for side in (0, 1))
+    lengths = np.zeros((2, rows), np.int32)
+    for side in (0, 1):
+        lengths[side, : len(pairs)] = [len(pair[side].tokens) for pair in pairs]
+    return Pairs(chosen.tokens, chosen.learned, lengths[0], rejected.tokens, rejected.learned, lengths[1])
+
+
+def batches_of(parts: Sequence[Sequence[Pair]], rows: int, longest: int) -> Pairs:
+    """A step's batches, stacked; all of one length."""
+    slots = slots_for((len(side.tokens) for part in parts for pair in part for side in pair), longest)
+    return jax.tree.map(lambda *arrays: np.stack(arrays), *[batch_of(part, rows, slots) for part in parts])

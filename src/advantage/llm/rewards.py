@@ -1,0 +1,118 @@
+"""What answers are worth: reward functions and reward models, called with TRL's arguments, and what they return checked."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from advantage.llm.dataset import Row
+from advantage.llm.scorer import RewardModel, load_reward_model
+from advantage.llm.tokenizer import Tokenizer
+
+RewardFunction = Callable[..., Sequence[float | None]]
+"""`f(prompts, completions, completion_ids, **columns)`, or any of these: a number an answer, or None where it has nothing to say.
+
+Answers to chats are lists of one message, as in TRL.
+"""
+Reward = RewardFunction | RewardModel | str | os.PathLike
+OURS = ("prompts", "completions", "completion_ids")
+
+
+class Asked(NamedTuple):
+    """Answers to be judged."""
+
+    rows: Sequence[Row]  # of the dataset, one for each answer
+    prompts: Sequence[Sequence[int]]  # tokens
+    answers: Sequence[Sequence[int]]
+    texts: Sequence[str]  # the answers
+
+
+class Rewards:
+    """All reward functions of a run, and what each weighs.
+
+    Raises:
+        ValueError: none, or other weights than functions.
+    """
+
+    def __init__(self, given: Reward | Sequence[Reward] | None, weights: Sequence[float] | None, tokenizer: Tokenizer):
+        given = [] if given is None else [given] if callable(given) or isinstance(given, RewardModel | str | os.PathLike) else list(given)
+        if not given:
+            raise ValueError("reward_funcs is empty: give a function, a RewardModel or the path of one, or a list of these")
+        loaded = [load_reward_model(each) if isinstance(each, str | os.PathLike) else each for each in given]
+        if weights is not None and len(weights) != len(loaded):
+            raise ValueError(f"reward_weights has {len(weights)} numbers for {len(loaded)} reward functions: give one for each")
+        self.weights = np.ones(len(loaded)) if weights is None else np.asarray(weights, np.float64)
+        self.tokenizer = tokenizer
+        self.names = _names(loaded)
+        self.functions = [_model_function(each, tokenizer) if isinstance(each, RewardModel) else _function(each) for each in loaded]
+
+    def __call__(self, asked: Asked) -> tuple[Float[np.ndarray, " B"], dict[str, float]]:
+        """`(the weighted sum for each answer, each function's mean)`.
+
+        Raises:
+            ValueError: another number of rewards than answers, one that is not finite, or an answer on which none has a say.
+        """
+        found = np.stack([_checked(name, f(asked), len(asked.answers)) for name, f in zip(self.names, self.functions, strict=True)])
+        silent = np.flatnonzero(np.isnan(found).all(axis=0))
+        if silent.size:
+            raise ValueError(f"no reward function has a number for the answer {asked.texts[silent[0]]!r}: at least one must not give None")
+        means = {name: float(np.nanmean(row)) if not np.isnan(row).all() else np.nan for name, row in zip(self.names, found, strict=True)}
+        return np.nansum(found * self.weights[:, None], axis=0).astype(np.float32), means
+
+
+def _checked(name: str, given: Any, count: int) -> Float[np.ndarray, " B"]:
+    """NaN where the function has nothing to say."""
+    try:
+        values = list(given)
+        numbers = np.array([np.nan if value is None else float(value) for value in values], np.float64)
+    except TypeError as error:
+        raise ValueError(f"the reward function {name} returned {given!r:.80}: give a list of numbers, one for each answer") from error
+    if len(values) != count:
+        raise ValueError(f"the reward function {name} returned {len(values)} rewards for {count} answers: give one for each")
+    wrong = [place for place, value in enumerate(values) if value is not None and not np.isfinite(numbers[place])]
+    if wrong:
+        raise ValueError(f"the reward function {name} returned {values[wrong[0]]!r} for answer {wrong[0]}: give finite numbers, or None")
+    return numbers
+
+
+def _names(functions: Sequence[Any]) -> list[str]:
+    """Under which each is logged; of one name, the later ones are numbered."""
+    plain = ["reward_model" if isinstance(f, RewardModel) else getattr(f, "__name__", type(f).__name__) for f in functions]
+    return [name if plain.index(name) == place else f"{name}_{plain[:place].count(name) + 1}" for place, name in enumerate(plain)]
+
+
+def _function(function: RewardFunction) -> Callable[[Asked], Any]:
+    """Called with the arguments that it takes."""
+    parameters = inspect.signature(function).parameters
+    everything = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+
+    def call(asked: Asked) -> Any:
+        chats = not isinstance(asked.rows[0]["prompt"], str)
+        completions = [[{"role": "assistant", "content": text}] for text in asked.texts] if chats else list(asked.texts)
+        known = {"prompts": [row["prompt"] for row in asked.rows], "completions": completions,
+                 "completion_ids": [list(answer) for answer in asked.answers]}  # fmt: skip
+        known |= {name: [row.get(name) for row in asked.rows] for name in asked.rows[0] if name not in ("prompt", *OURS)}
+        return function(**(known if everything else {name: value for name, value in known.items() if name in parameters}))
+
+    return call
+
+
+def _model_function(model: RewardModel, tokenizer: Tokenizer) -> Callable[[Asked], Sequence[float]]:
+    """The tokens as they were written, where the reward model has the same; else their text in its own."""
+    if model.tokenizer.backend.get_vocab() == tokenizer.backend.get_vocab():
+        return lambda asked: model.score_tokens([[*prompt, *answer] for prompt, answer in zip(asked.prompts, asked.answers, strict=True)])
+
+    def call(asked: Asked) -> Sequence[float]:
+        return model.score([_whole(row["prompt"], text) for row, text in zip(asked.rows, asked.texts, strict=True)])
+
+    return call
+
+
+def _whole(prompt: Any, text: str) -> Any:
+    """Prompt and answer."""
+    return prompt + text if isinstance(prompt, str) else [*prompt, {"role": "assistant", "content": text}]
