@@ -442,7 +442,7 @@ def suggest(
 
 
 def llm() -> None:
-    """Language models: generate, chat and sft; see advantage llm --help."""
+    """Language models: generate, chat, sft, reward, dpo, ppo, grpo and rloo; see advantage llm --help."""
 
 
 def _made(face: type[Model], env: str, preset: Preset | None, given: Mapping[str, Any], **options: int) -> Model:

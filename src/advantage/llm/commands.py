@@ -1,14 +1,28 @@
-"""The command line of language models: `advantage llm generate`, `chat` and `sft`."""
+"""The command line of language models: `advantage llm generate`, `chat`, `sft`, `reward`, `dpo`, `ppo`, `grpo`, `rloo`."""
 
 from __future__ import annotations
 
+import dataclasses
+import runpy
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
-from tyro.conf import Positional, UseAppendAction, arg
+from tyro.conf import OmitArgPrefixes, Positional, SuppressFixed, UseAppendAction, arg
+
+from advantage.llm.dpo import DPOConfig, DPOTrainer
+from advantage.llm.grpo import GRPOConfig, GRPOTrainer
+from advantage.llm.model import load_model
+from advantage.llm.ppo import PPOConfig, PPOTrainer
+from advantage.llm.reward import RewardConfig, RewardTrainer
+from advantage.llm.rloo import RLOOConfig, RLOOTrainer
+from advantage.llm.sft import SFTConfig, SFTTrainer
+from advantage.llm.training import LoraConfig
 
 Model = Annotated[Positional[Path], arg(metavar="MODEL")]
+Rows = Annotated[Positional[Path], arg(metavar="DATASET")]
+Eval = Annotated[Path | None, arg(metavar="DATASET")]
+Rewards = Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="REWARD")]
 Debug = Annotated[bool, arg(help="On an error, show where it arose.")]
 
 
@@ -42,8 +56,6 @@ def generate(
         seed: Of what is drawn.
         debug: On an error, show where it arose.
     """
-    from advantage.llm.model import load_model
-
     found = load_model(model, adapter=adapter)
     chat = found.tokenizer.chat_template is not None and not plain
     asked = [[{"role": "user", "content": prompt}] if chat else prompt for prompt in prompts]
@@ -78,8 +90,6 @@ def chat(
         seed: Of what is drawn.
         debug: On an error, show where it arose.
     """
-    from advantage.llm.model import load_model
-
     found = load_model(model, adapter=adapter)
     messages = [] if system is None else [{"role": "system", "content": system}]
     first = len(messages)
@@ -98,59 +108,159 @@ def chat(
 
 
 def sft(
-    model: Model,
-    dataset: Annotated[Positional[Path], arg(metavar="DATASET")],
-    /,
-    *,
-    out: Annotated[Path, arg(metavar="DIR")] = Path("out"),
-    eval_dataset: Annotated[Path | None, arg(metavar="DATASET")] = None,
-    learning_rate: float = 2e-5,
-    epochs: float = 3.0,
-    max_steps: int = -1,
-    batch_size: int = 8,
-    accumulate: int = 1,
-    max_length: int = 1024,
-    truncate: bool = False,
-    assistant_only: bool = False,
-    lora: int = 0,
-    seed: int = 42,
-    resume: bool = False,
-    debug: Debug = False,
+    model: Model, dataset: Rows, /, *, args: OmitArgPrefixes[SuppressFixed[SFTConfig]] = SFTConfig(), eval_dataset: Eval = None,
+    lora: int = 0, resume: bool = False, debug: Debug = False,
 ) -> None:
     """Teach a model to write given texts.
 
     Args:
         model: A folder in Hugging Face's form, or a .gguf file.
         dataset: JSON lines or Parquet with text, prompt and completion, or messages.
-        out: Where checkpoints, logs and the model go.
         eval_dataset: Rows that are measured before and after.
-        learning_rate: It falls to 0 at the end.
-        epochs: Passes over the dataset.
-        max_steps: Steps in all, in place of epochs.
-        batch_size: Texts that pass the network at once.
-        accumulate: Such batches for a step.
-        max_length: Tokens of a row at most.
-        truncate: Cut longer rows; otherwise they are refused.
-        assistant_only: Of messages, learn only the assistant's.
         lora: Train an adapter of this rank in place of the weights; 0: the weights.
-        seed: Of the order of rows.
         resume: Go on from the newest checkpoint in the folder.
         debug: On an error, show where it arose.
-    """
-    from advantage.llm import LoraConfig, SFTConfig, SFTTrainer
-
-    args = SFTConfig(
-        output_dir=str(out), learning_rate=learning_rate, num_train_epochs=epochs, max_steps=max_steps, per_device_train_batch_size=batch_size,
-        gradient_accumulation_steps=accumulate, max_length=max_length, truncate=truncate, assistant_only_loss=assistant_only, seed=seed,
-    )  # fmt: skip
-    adapter = LoraConfig(r=lora, lora_alpha=2 * lora) if lora else None
-    trainer = SFTTrainer(model, args, dataset, eval_dataset, adapter)
+    """  # fmt: skip
+    trainer = SFTTrainer(model, args, dataset, eval_dataset, _lora(lora))
     before = None if eval_dataset is None else trainer.evaluate()
-    trainer.train(resume_from_checkpoint=resume)
-    trainer.save_model()
+    _learn(trainer, resume)
     if before is not None:
         print(f"loss of {eval_dataset}: {before['eval_loss']:.3f} before, {trainer.evaluate()['eval_loss']:.3f} after")
-    print(f"saved {'the adapter' if lora else 'the model'} to {out}")
+
+
+def reward(
+    model: Model, dataset: Rows, /, *, args: OmitArgPrefixes[SuppressFixed[RewardConfig]] = RewardConfig(), eval_dataset: Eval = None,
+    lora: int = 0, resume: bool = False, debug: Debug = False,
+) -> None:
+    """Teach a model which of two answers is preferred: a reward model.
+
+    Args:
+        model: A folder in Hugging Face's form, or a .gguf file.
+        dataset: JSON lines or Parquet with chosen and rejected, and a prompt or none.
+        eval_dataset: Pairs that are measured afterwards.
+        lora: Train an adapter of this rank and the score; 0: all weights.
+        resume: Go on from the newest checkpoint in the folder.
+        debug: On an error, show where it arose.
+    """  # fmt: skip
+    trainer = RewardTrainer(model, args, dataset, eval_dataset, _lora(lora))
+    _learn(trainer, resume)
+    if eval_dataset is not None:
+        print(f"{trainer.evaluate()['eval_accuracy']:.1%} of the pairs of {eval_dataset} in the right order")
+
+
+def dpo(
+    model: Model, dataset: Rows, /, *, args: OmitArgPrefixes[SuppressFixed[DPOConfig]] = DPOConfig(), eval_dataset: Eval = None,
+    lora: int = 0, resume: bool = False, debug: Debug = False,
+) -> None:
+    """Teach a model to prefer the chosen answers, without a reward model.
+
+    Args:
+        model: A folder in Hugging Face's form, or a .gguf file.
+        dataset: JSON lines or Parquet with chosen and rejected, and a prompt or none.
+        eval_dataset: Pairs that are measured afterwards.
+        lora: Train an adapter of this rank in place of the weights; 0: the weights.
+        resume: Go on from the newest checkpoint in the folder.
+        debug: On an error, show where it arose.
+    """  # fmt: skip
+    trainer = DPOTrainer(model, args=args, train_dataset=dataset, eval_dataset=eval_dataset, peft_config=_lora(lora))
+    _learn(trainer, resume)
+    if eval_dataset is not None:
+        print(f"{trainer.evaluate()['eval_rewards/accuracies']:.1%} of the pairs of {eval_dataset} in the right order")
+
+
+def ppo(
+    model: Model, dataset: Rows, /, *, reward: Rewards, args: OmitArgPrefixes[SuppressFixed[PPOConfig]] = PPOConfig(), eval_dataset: Eval = None,
+    lora: int = 0, resume: bool = False, debug: Debug = False,
+) -> None:
+    """Teach a model to write what is rewarded, by PPO with a value function, near to where it began.
+
+    Args:
+        model: A folder in Hugging Face's form, or a .gguf file.
+        dataset: JSON lines or Parquet with a prompt, and columns for the reward functions.
+        reward: A reward model's folder, or a function as file.py:name; may be repeated.
+        eval_dataset: Prompts that are answered before and after.
+        lora: Train an adapter of this rank in place of the weights; 0: the weights.
+        resume: Go on from the newest checkpoint in the folder.
+        debug: On an error, show where it arose.
+    """  # fmt: skip
+    _reinforce(PPOTrainer(model, _rewards(reward), args, dataset, eval_dataset, peft_config=_lora(lora)), resume)
+
+
+def grpo(
+    model: Model, dataset: Rows, /, *, reward: Rewards, args: OmitArgPrefixes[SuppressFixed[GRPOConfig]] = GRPOConfig(),
+    loss: Literal["grpo", "dr_grpo", "dapo", "gspo"] = "dapo", eval_dataset: Eval = None,
+    lora: int = 0, resume: bool = False, debug: Debug = False,
+) -> None:
+    """Teach a model to write what is rewarded, by comparing its answers to the same prompt.
+
+    Args:
+        model: A folder in Hugging Face's form, or a .gguf file.
+        dataset: JSON lines or Parquet with a prompt, and columns for the reward functions.
+        reward: A reward model's folder, or a function as file.py:name; may be repeated.
+        loss: Whose objective.
+        eval_dataset: Prompts that are answered before and after.
+        lora: Train an adapter of this rank in place of the weights; 0: the weights.
+        resume: Go on from the newest checkpoint in the folder.
+        debug: On an error, show where it arose.
+    """  # fmt: skip
+    args = dataclasses.replace(args, loss_type=loss)
+    _reinforce(GRPOTrainer(model, _rewards(reward), args, dataset, eval_dataset, peft_config=_lora(lora)), resume)
+
+
+def rloo(
+    model: Model, dataset: Rows, /, *, reward: Rewards, args: OmitArgPrefixes[SuppressFixed[RLOOConfig]] = RLOOConfig(), eval_dataset: Eval = None,
+    lora: int = 0, resume: bool = False, debug: Debug = False,
+) -> None:
+    """Teach a model to write what is rewarded, by REINFORCE with the other answers as the baseline.
+
+    Args:
+        model: A folder in Hugging Face's form, or a .gguf file.
+        dataset: JSON lines or Parquet with a prompt, and columns for the reward functions.
+        reward: A reward model's folder, or a function as file.py:name; may be repeated.
+        eval_dataset: Prompts that are answered before and after.
+        lora: Train an adapter of this rank in place of the weights; 0: the weights.
+        resume: Go on from the newest checkpoint in the folder.
+        debug: On an error, show where it arose.
+    """  # fmt: skip
+    _reinforce(RLOOTrainer(model, _rewards(reward), args, dataset, eval_dataset, peft_config=_lora(lora)), resume)
+
+
+def _reinforce(trainer: PPOTrainer | GRPOTrainer | RLOOTrainer, resume: bool) -> None:
+    """Learn from rewards, measured before and after where there are prompts for it."""
+    before = None if trainer.eval_rollouts is None else trainer.evaluate()
+    _learn(trainer, resume)
+    if before is not None:
+        print(f"reward: {before['eval_reward']:.3g} before, {trainer.evaluate()['eval_reward']:.3g} after")
+
+
+def _learn(trainer: Any, resume: bool) -> None:
+    """Train and save."""
+    trainer.train(resume_from_checkpoint=resume)
+    trainer.save_model()
+    print(f"saved to {trainer.args.output_dir}")
+
+
+def _lora(rank: int) -> LoraConfig | None:
+    """An adapter of this rank, or none."""
+    return LoraConfig(r=rank, lora_alpha=2 * rank) if rank else None
+
+
+def _rewards(given: tuple[str, ...]) -> list[Any]:
+    """Functions of files, and folders of reward models as they are.
+
+    Raises:
+        ValueError: there is no such file, or no such function in it.
+    """
+    return [_function_of(*text.rsplit(":", 1)) if ".py:" in text else text for text in given]
+
+
+def _function_of(file: str, name: str) -> Any:
+    if not Path(file).is_file():
+        raise ValueError(f"reward={file}:{name}: there is no file {file}")
+    found = runpy.run_path(file).get(name)
+    if not callable(found):
+        raise ValueError(f"reward={file}:{name}: {file} has no function {name}")
+    return found
 
 
 def _line() -> str:
@@ -160,4 +270,4 @@ def _line() -> str:
     return sys.stdin.readline().strip()
 
 
-COMMANDS = {"generate": generate, "chat": chat, "sft": sft}
+COMMANDS = {"generate": generate, "chat": chat, "sft": sft, "reward": reward, "dpo": dpo, "ppo": ppo, "grpo": grpo, "rloo": rloo}

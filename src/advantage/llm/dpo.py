@@ -32,7 +32,7 @@ class DPOConfig(TrainingConfig):
         ValueError: a setting that cannot work.
     """
 
-    learning_rate: float | int = 1e-6
+    learning_rate: float | int = 1e-6  # of AdamW, at its highest
     beta: float | int = 0.1  # how much a nat of distance from the reference counts
     max_length: int = 1024  # tokens of prompt and answer at most; no more than the model's context
     truncate: bool = False  # longer ones are cut; False: refused

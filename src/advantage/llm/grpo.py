@@ -44,7 +44,7 @@ class GRPOConfig(PolicyConfig):
         ValueError: a setting that cannot work.
     """
 
-    learning_rate: float | int = 1e-6
+    learning_rate: float | int = 1e-6  # of AdamW, at its highest
     num_generations: int = 8  # answers to each prompt
     num_iterations: int = 1  # gradient steps on the same answers
     beta: float | int = 0.0  # what a nat of distance from the reference costs; 0: there is no reference

@@ -43,7 +43,7 @@ class PPOConfig(PolicyConfig):
         ValueError: a setting that cannot work.
     """
 
-    learning_rate: float | int = 3e-6
+    learning_rate: float | int = 3e-6  # of AdamW, at its highest
     max_completion_length: int = 53
     temperature: float | int = 0.7
     num_ppo_epochs: int = 4  # passes over each rollout

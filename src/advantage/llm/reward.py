@@ -28,7 +28,7 @@ class RewardConfig(TrainingConfig):
         ValueError: a setting that cannot work.
     """
 
-    learning_rate: float | int = 1e-4
+    learning_rate: float | int = 1e-4  # of AdamW, at its highest
     max_length: int = 1024  # tokens of a text at most; no more than the model's context
     truncate: bool = False  # longer texts are cut; False: refused
     center_rewards_coefficient: float | int | None = None  # weight of `(chosen + rejected)^2`; None: rewards have no centre

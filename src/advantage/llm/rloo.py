@@ -31,7 +31,7 @@ class RLOOConfig(PolicyConfig):
         ValueError: a setting that cannot work.
     """
 
-    learning_rate: float | int = 1e-6
+    learning_rate: float | int = 1e-6  # of AdamW, at its highest
     num_generations: int = 2  # answers to each prompt
     num_iterations: int = 1  # gradient steps on the same answers
     beta: float | int = 0.05  # what a nat of distance from the reference costs

@@ -49,7 +49,7 @@ class TrainingConfig:
     """
 
     output_dir: str = "out"  # of checkpoints, logs and the model
-    learning_rate: float | int = 2e-5
+    learning_rate: float | int = 2e-5  # of AdamW, at its highest
     lr_scheduler_type: str = "linear"  # to 0 at the end, or "cosine", or "constant"
     warmup_steps: int = 0  # steps in which the learning rate rises from 0
     per_device_train_batch_size: int = 8  # texts that pass the network at once
@@ -57,16 +57,16 @@ class TrainingConfig:
     num_train_epochs: float | int = 3.0  # passes over the dataset
     max_steps: int = -1  # steps in all, in place of epochs; -1: by epochs
     weight_decay: float | int = 0.0  # AdamW's
-    adam_beta1: float | int = 0.9
-    adam_beta2: float | int = 0.999
-    adam_epsilon: float | int = 1e-8
+    adam_beta1: float | int = 0.9  # decay of the mean gradient
+    adam_beta2: float | int = 0.999  # decay of the mean squared gradient
+    adam_epsilon: float | int = 1e-8  # added to its root
     max_grad_norm: float | int = 1.0  # the gradient's norm at most
     bf16: bool = False  # compute in bfloat16; the weights that learn stay float32
     gradient_checkpointing: bool = False  # keep each block's input only, and compute the rest twice
     logging_steps: int = 10  # steps between two rows of the log
     save_steps: int = 500  # steps between two checkpoints
     save_total_limit: int | None = None  # how many are kept; None: all
-    seed: int = 42
+    seed: int = 42  # of the order of rows, and of what is drawn
     report_to: tuple[str, ...] | list[str] | str = ("stdout", "csv")  # formats of the log, of `loggers.FORMATS`; "none"
 
     def __post_init__(self):
