@@ -25,46 +25,57 @@ from advantage.llm import (
 )
 from advantage.llm.decoder import init
 
-NAMES = "Anna Ben Carla David Emma Felix Greta Hugo Ida Jonas Klara Leo Mia Nils Olga Paul Rosa Simon Tina Viktor".split()
-PLACES = "garden kitchen cellar school library station harbour forest museum bakery market attic".split()
+NAMES = "Anna Ben Carla David Emma Felix Greta Hugo Ida Jonas Klara Leo".split()
+PLACES = "garden kitchen cellar school library station harbour forest museum bakery".split()
 KIND = ["Thank you for asking.", "You are welcome.", "Have a nice day."]
 UNKIND = ["", "Why do you ask?", "Look for yourself.", "I do not care."]
-GOOD = 0.35  # of the answers that the model is taught
+GOOD = 0.3  # of the answers that the model is taught
 
 
 def question(draw: random.Random) -> dict[str, str]:
     """A prompt, and what is true."""
     name, place = draw.choice(NAMES), draw.choice(PLACES)
-    return {"prompt": f"{name} is in the {place}. Where is {name}?", "place": place}
+    return {"prompt": f"{name} is in the {place}. Where is {name}?", "name": name, "place": place}
 
 
-def answer(draw: random.Random, place: str, good: bool) -> str:
-    """One that is good, or is wrong, unkind or both."""
-    right, kind = (True, True) if good else draw.choice([(True, False), (False, True), (False, False)])
-    where = place if right else draw.choice([other for other in PLACES if other != place])
-    return f" In the {where}. {draw.choice(KIND if kind else UNKIND)}".rstrip()
+def answer(draw: random.Random, row: dict[str, str], right: bool, kind: bool) -> str:
+    """One that may be wrong, unkind or both."""
+    where = row["place"] if right else draw.choice([other for other in PLACES if other != row["place"]])
+    return f" {row['name']} is in the {where}. {draw.choice(KIND if kind else UNKIND)}".rstrip()
 
 
-def rule(completions: list[str], place: list[str], **_) -> list[float]:
+def bad(draw: random.Random, row: dict[str, str]) -> str:
+    """One that is."""
+    return answer(draw, row, *draw.choice([(True, False), (False, True), (False, False)]))
+
+
+def rule(completions: list[str], name: list[str], place: list[str], **_) -> list[float]:
     """1 for a good answer: the right place, one kind sentence, nothing else."""
-    return [float(text in [f" In the {where}. {kind}" for kind in KIND]) for text, where in zip(completions, place, strict=True)]
+    good = [[f" {who} is in the {where}. {kind}" for kind in KIND] for who, where in zip(name, place, strict=True)]
+    return [float(text in these) for text, these in zip(completions, good, strict=True)]
+
+
+def read(draw: random.Random, count: int) -> list[dict[str, str]]:
+    """Text to learn the language from: true, kind or not."""
+    rows = [question(draw) for _ in range(count)]
+    return [{"text": row["prompt"] + answer(draw, row, True, draw.random() < 0.5)} for row in rows]
 
 
 def taught(draw: random.Random, count: int) -> list[dict[str, str]]:
-    """Questions with answers of both kinds."""
+    """Questions with good answers and bad ones."""
     rows = [question(draw) for _ in range(count)]
-    return [{**row, "completion": answer(draw, row["place"], draw.random() < GOOD)} for row in rows]
+    return [{**row, "completion": answer(draw, row, True, True) if draw.random() < GOOD else bad(draw, row)} for row in rows]
 
 
 def compared(draw: random.Random, count: int) -> list[dict[str, str]]:
-    """Questions with a good answer and one that isn't."""
+    """Questions with a good answer and a bad one."""
     rows = [question(draw) for _ in range(count)]
-    return [{"prompt": row["prompt"], "chosen": answer(draw, row["place"], True), "rejected": answer(draw, row["place"], False)} for row in rows]
+    return [{"prompt": row["prompt"], "chosen": answer(draw, row, True, True), "rejected": bad(draw, row)} for row in rows]
 
 
 def untrained(draw: random.Random, seed: int) -> LanguageModel:
     """Random weights, and a tokenizer that has learned its words from the world's text."""
-    texts = [row["prompt"] + row["completion"] for row in taught(draw, 2000)]
+    texts = [row["text"] for row in read(draw, 2000)]
     backend = tokenizers.Tokenizer(tokenizers.models.BPE())
     backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = tokenizers.decoders.ByteLevel()
@@ -81,21 +92,21 @@ def untrained(draw: random.Random, seed: int) -> LanguageModel:
 
 def text_model(draw: random.Random, seed: int, steps: int, folder: str) -> LanguageModel:
     """Pre-trained on the world's text, then taught to answer."""
-    texts = [{"text": row["prompt"] + row["completion"]} for row in taught(draw, 8000)]
     shared = {"per_device_train_batch_size": 32, "lr_scheduler_type": "cosine", "warmup_steps": steps // 20, "seed": seed, "save_steps": 10**9}
-    before = SFTConfig(output_dir=f"{folder}/pretrained", max_steps=steps, learning_rate=2e-3, logging_steps=steps // 4, **shared)
-    model = SFTTrainer(untrained(draw, seed), before, texts).train()
-    after = SFTConfig(output_dir=f"{folder}/taught", max_steps=steps // 2, learning_rate=1e-3, logging_steps=steps // 8, **shared)
+    before = SFTConfig(output_dir=f"{folder}/pretrained", max_steps=steps, learning_rate=2e-3, logging_steps=max(steps // 4, 1), **shared)
+    model = SFTTrainer(untrained(draw, seed), before, read(draw, 8000)).train()
+    after = SFTConfig(output_dir=f"{folder}/taught", max_steps=steps // 2, learning_rate=1e-3, logging_steps=max(steps // 8, 1), **shared)
     return SFTTrainer(model, after, taught(draw, 6000)).train()
 
 
 def reward_model(draw: random.Random, model: LanguageModel, seed: int, steps: int, folder: str) -> RewardTrainer:
     """Trained on pairs, and measured on others."""
     args = RewardConfig(
-        output_dir=f"{folder}/reward", max_steps=steps // 2, learning_rate=5e-4, per_device_train_batch_size=32, seed=seed,
-        lr_scheduler_type="cosine", logging_steps=steps // 8, save_steps=10**9,
+        output_dir=f"{folder}/reward", max_steps=steps, learning_rate=5e-4, per_device_train_batch_size=32, seed=seed,
+        warmup_steps=steps // 20,
+        lr_scheduler_type="cosine", logging_steps=max(steps // 8, 1), save_steps=10**9,
     )  # fmt: skip
-    trainer = RewardTrainer(model, args, compared(draw, 1000), compared(draw, 500))
+    trainer = RewardTrainer(model, args, compared(draw, 2000), compared(draw, 500))
     trainer.train()
     return trainer
 
@@ -103,9 +114,9 @@ def reward_model(draw: random.Random, model: LanguageModel, seed: int, steps: in
 def ppo(draw: random.Random, model: LanguageModel, reward: RewardTrainer, seed: int, steps: int, folder: str, **changes) -> PPOTrainer:
     """Answers are rewarded by the reward model; the rule is only reported, since it weighs nothing."""
     settings = {
-        "output_dir": f"{folder}/ppo", "max_steps": steps // 4, "learning_rate": 3e-4, "per_device_train_batch_size": 64,
-        "max_completion_length": 24, "temperature": 1.0, "kl_coef": 0.1, "lr_scheduler_type": "constant", "seed": seed,
-        "logging_steps": steps // 40, "save_steps": 10**9, "reward_weights": [1.0, 0.0], **changes,
+        "output_dir": f"{folder}/ppo", "max_steps": steps // 4, "learning_rate": 1e-4, "per_device_train_batch_size": 64,
+        "max_completion_length": 24, "temperature": 1.0, "kl_coef": 0.3, "vf_coef": 0.01, "lr_scheduler_type": "constant", "seed": seed,
+        "logging_steps": max(steps // 40, 1), "save_steps": 10**9, "reward_weights": [1.0, 0.0], **changes,
     }  # fmt: skip
     prompts, held = [question(draw) for _ in range(4000)], [question(draw) for _ in range(256)]
     return PPOTrainer(model.of(model.decoder), [reward.model, rule], PPOConfig(**settings), prompts, held)
@@ -113,7 +124,7 @@ def ppo(draw: random.Random, model: LanguageModel, reward: RewardTrainer, seed: 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=1200, help="of pre-training; the others are parts of it")
+    parser.add_argument("--steps", type=int, default=400, help="of pre-training; the others are parts of it")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", default="runs/rlhf")
     given = parser.parse_args()

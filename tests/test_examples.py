@@ -20,6 +20,7 @@ BUDGETS = {
     "custom_network": 512,
     "demo": 1024,
     "gymnasium_dqn": 1500,
+    "rlhf": 400,
     "sweep": 1,
 }
 
@@ -72,6 +73,17 @@ def test_atari(tmp_path, monkeypatch, capsys):
     runpy.run_path(str(EXAMPLES / "atari.py"), run_name="__main__")
     assert "of a human's" in capsys.readouterr().out
     assert {path.name for path in tmp_path.iterdir()} == {"atari.zip", "atari.gif"}
+
+
+def test_rlhf(tmp_path, monkeypatch, capsys):
+    """From random weights to PPO: a reward model that orders held-out pairs, by which the true score more than doubles."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["rlhf.py", "--steps", str(BUDGETS["rlhf"])])
+    runpy.run_path(str(EXAMPLES / "rlhf.py"), run_name="__main__")
+    out = capsys.readouterr().out
+    accuracy, before, after = (int(re.search(words, out)[1]) for words in (r"reward model: (\d+)%", r"answers: (\d+)% before", r"PPO, (\d+)% after"))
+    assert accuracy >= 90 and before < 45 and after > 70, (accuracy, before, after)
+    assert (tmp_path / "runs" / "rlhf" / "model" / "model.safetensors").is_file()
 
 
 @pytest.mark.parametrize("name", ["custom_env", "custom_loss", "custom_network", "gymnasium_dqn"])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tokenizers
 
-from advantage.llm import PPOConfig, RewardModel
+from advantage.llm import PPOConfig, PPOTrainer, RewardModel
 from advantage.llm.rewards import Asked, Rewards
 from advantage.llm.rollout import Rollouts
 from advantage.llm.scorer import Scorer
@@ -112,3 +112,22 @@ def test_answers_without_an_end_are_charged(tokenizer):
     np.testing.assert_array_equal(scored.reward, np.where(scored.ended, 1.0, -1.5))
     assert scored.report["rollout/truncated"] == pytest.approx(1 - scored.ended.mean())
     assert scored.written.mask.sum(1).mean() == pytest.approx(scored.report["rollout/length"])
+
+
+def test_a_reward_function_that_fails_loses_nothing(tokenizer, tmp_path):
+    """What was learned before it is saved, and the run goes on from there."""
+    calls = []
+
+    def fails_late(completions):
+        calls.append(1)
+        if len(calls) == 3:
+            raise RuntimeError("no connection")
+        return [float(len(text)) for text in completions]
+
+    args = PPOConfig(**SHORT, max_steps=4, output_dir=str(tmp_path), learning_rate=1e-3)
+    with pytest.raises(RuntimeError, match="no connection") as found:
+        PPOTrainer(model_of(tokenizer), fails_late, args, PROMPTS).train()
+    assert found.value.__notes__ == [f"the model after step 2 is in {tmp_path}"] and (tmp_path / "checkpoint-2" / "model.safetensors").is_file()
+    resumed = PPOTrainer(model_of(tokenizer), fails_late, args, PROMPTS)
+    resumed.train(resume_from_checkpoint=True)
+    assert len(calls) == 5 and (tmp_path / "checkpoint-4").is_dir()

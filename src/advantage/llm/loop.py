@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Array
 
@@ -63,7 +64,14 @@ def run(
 
     with Interrupt() as interrupt:
         for number in range(int(state.step), plan.total):
-            state, report = advance(state, number)
+            try:
+                state, report = advance(state, number)
+            except Exception as error:
+                # Such as a reward function's own: what was learned before it must not be lost.
+                if number and not any(leaf.is_deleted() for leaf in jax.tree.leaves(state)):
+                    keep()
+                    error.add_note(f"the model after step {number} is in {folder}")
+                raise
             reports.append(report)
             last = number + 1 == plan.total or interrupt.requested
             finite = bool(report["finite"])
