@@ -1,6 +1,7 @@
 """Reward models and direct preference optimisation: losses by hand, pairs to tokens, runs that go on, and what is learned."""
 
 import dataclasses
+import json
 import math
 
 import jax
@@ -12,14 +13,14 @@ import tokenizers
 from advantage.equations.preferences import bradley_terry, direct_preference
 from advantage.llm import DPOConfig, DPOTrainer, LoraConfig, RewardConfig, RewardModel, RewardTrainer, load_reward_model
 from advantage.llm.dpo import Compared, preference_loss
-from advantage.llm.folder import NotAModelFolder
+from advantage.llm.folder import NotAModelFolder, read_contents, read_decoder
 from advantage.llm.likelihood import likelihood
 from advantage.llm.preferences import batch_of, pairs_of
 from advantage.llm.reward import pair_loss
 from advantage.llm.scorer import Scorer, scores
 from advantage.llm.tokenizer import Tokenizer
 
-from .conftest import SMALL, loud
+from .conftest import ANSWERS, FAMILIES, FOLDERS, SMALL, loud
 from .test_sft import NAMES, QUIET, leaves, model_of
 
 POLITE = [{"prompt": f"{name}?", "chosen": f" {name}, please", "rejected": f" {other}"} for name in NAMES for other in NAMES]
@@ -52,6 +53,26 @@ def test_a_score_is_read_at_the_last_token(small):
     np.testing.assert_allclose(padded, np.repeat(alone, 2), rtol=1e-5)
     np.testing.assert_allclose(moved, alone, rtol=1e-5)
     assert float(scores(scorer, jnp.array([text]), jnp.array([3]))[0]) != pytest.approx(float(alone[0]), rel=1e-3)
+
+
+SCORES = np.load(FOLDERS / "scores.npz", allow_pickle=False)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_scores_are_those_of_transformers(name, tokenizer, tmp_path):
+    """Of each family, whose head over the vocabulary no reward model has; and the folder that we write scores the same."""
+    decoder = read_decoder(FOLDERS / name)[0]
+    scorer = Scorer(decoder, jnp.linspace(-1, 1, 16)[None])
+    tokens, start = jnp.asarray(ANSWERS["tokens"], jnp.int32), jnp.asarray(ANSWERS["start"], jnp.int32)
+    whole = jnp.full(3, tokens.shape[1])
+    np.testing.assert_allclose(scores(scorer, tokens, whole, start), SCORES[name], atol=1e-4)
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<end>": 0}, unk_token="<end>"))
+    RewardModel(scorer, Tokenizer(words, {"eos_token": "<end>"}), json.loads((FOLDERS / name / "config.json").read_text())).save(tmp_path)
+    contents, tensors = read_contents(tmp_path)
+    assert contents["architectures"][0].endswith("ForSequenceClassification") and "lm_head.weight" not in tensors
+    assert tensors["score.weight"].shape == (1, 16)
+    loaded = load_reward_model(tmp_path).scorer
+    np.testing.assert_allclose(scores(loaded, tokens, whole, start), SCORES[name], atol=1e-4)
 
 
 def test_the_pairs_loss_by_hand(tokenizer):

@@ -9,11 +9,14 @@ weights, far from their initialisation. `answers.npz` has what they compute, by 
 `tokens` `[3,T]` and `start` `[3]`: padded on the left. `NAME/logits` `[3,T,V]`, which mean nothing where there is padding.
 `NAME/greedy` `[3,G]`: what `generate` writes behind them.
 `adapter/logits`: of `llama` with the LoRA in the folder `adapter`.
+`scores.npz` (`--scores` writes it alone): by name `[3]`, what a `...ForSequenceClassification` of each folder's weights with the
+head `linspace(-1, 1, D)` says of each row without its padding.
 `chat.json`: texts and chats with their tokens, of the tokenizer in the folder `llama`.
 """
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +88,23 @@ def main() -> None:
     words()
 
 
+def scores() -> None:
+    """What reward models of these weights say."""
+    answers = np.load(OUT / "answers.npz", allow_pickle=False)
+    found = {}
+    for name in CONFIGS:
+        model = transformers.AutoModelForSequenceClassification.from_pretrained(OUT / name, num_labels=1).eval()
+        model.score.weight.data = torch.linspace(-1, 1, model.score.weight.shape[1])[None]
+        rows = [torch.tensor(row[first:])[None] for row, first in zip(answers["tokens"], START, strict=True)]
+        with torch.no_grad():
+            found[name] = np.array([float(model.model(row).last_hidden_state[0, -1] @ model.score.weight[0]) for row in rows], np.float32)
+            # Its own choice of the last token agrees, where that is no padding token.
+            whole = np.array([float(model(row).logits) for row in rows if row[0, -1] != model.config.pad_token_id])
+        kept = [row[0, -1] != model.config.pad_token_id for row in rows]
+        assert np.allclose(whole, found[name][kept], atol=1e-5), name
+    np.savez_compressed(OUT / "scores.npz", **found)
+
+
 def ask(model: torch.nn.Module, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Logits of the batch, and what it writes behind."""
     mask = torch.tensor(np.arange(T)[None] >= START[:, None]).long()
@@ -126,4 +146,6 @@ def words() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    if "--scores" not in sys.argv:
+        main()
+    scores()
