@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from advantage.platform import CPU_COMPILER
+
 WARNED = "JAX was used before advantage was imported"
 TRAIN = """
 import jax
@@ -40,6 +42,11 @@ def test_jax_used_before_advantage():
     assert said.count(WARNED) == 1
     assert "import advantage first" in said
     assert out == ["1"]
+
+
+def test_tests_compile_with_the_options_of_the_library():
+    """`conftest.py` repeats them, since the library adds none where some are set."""
+    assert CPU_COMPILER in os.environ["XLA_FLAGS"]
 
 
 def test_importing_advantage_alone_does_not_import_jax():
