@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import jax
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -42,6 +43,14 @@ def loud(config):
 def tokenizer():
     """That of transformers' folder: bytes and a few merges."""
     return Tokenizer.read(FOLDERS / "llama")
+
+
+@pytest.fixture
+def unchecked_types():
+    """As users have it: what is of another class meets our own checks, not those of the tests."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def real(start: np.ndarray, slots: int) -> np.ndarray:

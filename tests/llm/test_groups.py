@@ -87,6 +87,11 @@ def test_losses_by_hand(name):
     }[name]
     assert float(loss / report["count"]) == pytest.approx(-by_hand, rel=1e-4)
     assert float(report["tokens"]) == 9
+    ratios = np.exp(new - np.asarray(old))
+    whole = np.stack([np.full(3, np.prod(ratios[i, :n]) ** (1 / n)) for i, n in enumerate((3, 1, 2, 3))])
+    seen = whole if name == "gspo" else ratios
+    outside = ((seen < low) | (seen > high)) * np.asarray(written.mask)
+    assert float(report["clip_fraction"]) == outside.sum() > 0 or name == "gspo"
     k1 = sum((new[i, :n] - np.asarray(reference)[i, :n]).sum() for i, n in enumerate((3, 1, 2, 3)))
     assert float(report["kl"]) == pytest.approx(k1, rel=1e-3)
 
@@ -173,6 +178,8 @@ def test_answers_that_were_cut_may_teach_nothing(tokenizer, tmp_path):
     assert 0 < scored.ended.sum() < len(scored.ended)
     np.testing.assert_array_equal(rows.written.mask, scored.written.mask * scored.ended[:, None])
     np.testing.assert_allclose(rows.advantage, normalised_in_groups(jnp.asarray(scored.reward), 8), rtol=1e-6)
+    for name in ("grpo", "dr_grpo", "gspo"):  # so that a step is as large with them as without
+        assert float(grpo.LOSSES[name](args, trainer.model.decoder, jax.tree.map(jnp.asarray, rows))[1]["count"]) == 16
 
 
 def test_how_rewards_are_scaled(tokenizer, tmp_path):
@@ -199,8 +206,8 @@ def test_a_loss_of_ones_own(tokenizer, tmp_path):
 @pytest.mark.parametrize(
     ("config", "changes", "message"),
     [
-        (GRPOConfig, {"num_generations": 1}, "num_generations=1 has to be at least 2: an answer is compared with others"),
-        (RLOOConfig, {"num_generations": 1}, "num_generations=1 has to be at least 2: the others of a group"),
+        (GRPOConfig, {"num_generations": 1}, "num_generations=1 has to be a whole number of at least 2: an answer is compared with others"),
+        (RLOOConfig, {"num_generations": 1}, "num_generations=1 has to be a whole number of at least 2: the others of a group"),
         (GRPOConfig, {"num_iterations": 0}, "num_iterations=0 has to be at least 1"),
         (GRPOConfig, {"beta": -1.0}, "beta=-1.0 has to be at least 0"),
         (GRPOConfig, {"epsilon": 0.0}, "epsilon=0.0 has to be above 0"),

@@ -5,7 +5,6 @@ import dataclasses
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 
@@ -58,15 +57,7 @@ class AsControl(eqx.Module):
         return self.distribution(latent, mask), read_out(self.policy.score, latent)
 
 
-@pytest.fixture
-def any_network():
-    """Control's PPO calls methods, and annotates the class that has them."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
-
-
-def test_on_a_task_of_one_step_it_is_ppo_of_control(any_network):
+def test_on_a_task_of_one_step_it_is_ppo_of_control(unchecked_types):
     """Four epochs on the same prompts, tokens and rewards end with the same weights, policy's and value's."""
     decoder, reference = loud(SMALL), jax.tree.map(lambda x: 1.1 * x, loud(SMALL))
     policy = ActorCritic(decoder, 0.3 * jnp.ones((1, 16)))
@@ -211,6 +202,38 @@ def test_a_value_function_of_its_own(tokenizer, tmp_path):
         assert (float(jnp.abs(gradient.decoder.blocks.gate.weight).max()) > 0) is (policy.trunk is None)
 
 
+def test_a_value_function_with_an_adapter_leaves_the_policy_to_learn(tokenizer, tmp_path):
+    """As a reward model that was trained by LoRA has one: its change is added to its weights."""
+    language_model = model_of(tokenizer, 1)
+    language_model.add_lora(2)
+    args = PPOConfig(**SHORT, max_steps=1, learning_rate=1e-3, output_dir=str(tmp_path))
+    trainer = PPOTrainer(model_of(tokenizer), short_words, args, PROMPTS, value_model=RewardModel.from_language_model(language_model))
+    trainer.train()
+    assert not np.array_equal(trainer.model.decoder.blocks.gate.weight, model_of(tokenizer).decoder.blocks.gate.weight)
+
+
+@pytest.mark.parametrize("peft", [None, LoraConfig(r=4)])
+@pytest.mark.parametrize("bf16", [False, True])
+def test_weights_in_bfloat16(bf16, peft, tokenizer, tmp_path):
+    """What writes, what learns and the reference are the same model: no distance, and ratios of 1; the weights that learn are not rounded."""
+    model = model_of(tokenizer)
+    model.decoder = jax.tree.map(lambda x: x.astype(jnp.bfloat16), model.decoder)
+    args = PPOConfig(**SHORT, max_steps=1, num_ppo_epochs=1, learning_rate=1e-3, bf16=bf16, output_dir=str(tmp_path), logging_steps=1)
+    trainer = PPOTrainer(model, short_words, args, PROMPTS, peft_config=peft)
+    trainer.train()
+    (row,) = trainer.log_history
+    assert row["kl"] == 0.0 and row["kl_k3"] == 0.0 and row["approx_kl"] < 1e-7 and row["gap"] < 1e-2
+    assert trainer.model.decoder.norm.dtype == jnp.bfloat16
+
+
+def test_the_sampler_computes_as_the_trainer_does(tokenizer, tmp_path):
+    """In bfloat16 too, where the weights are float32."""
+    args = PPOConfig(**SHORT, max_steps=1, bf16=True, output_dir=str(tmp_path), logging_steps=1)
+    trainer = PPOTrainer(model_of(tokenizer), short_words, args, PROMPTS)
+    trainer.train()
+    assert trainer.log_history[0]["gap"] < 5e-3
+
+
 def test_what_the_sampler_found_less_likely_counts_more_up_to_a_cap():
     """Weights are min(trainer / sampler, cap), and have no gradient."""
     policy = ActorCritic(loud(SMALL), jnp.zeros((1, 16)))
@@ -260,6 +283,7 @@ def test_the_penalty_keeps_it_near(tokenizer, tmp_path):
         ({"max_completion_length": 0}, "max_new_tokens=0 has to be at least 1"),
         ({"importance_cap": 0.5}, "importance_cap=0.5 has to be at least 1"),
         ({"max_prompt_length": 0}, "max_prompt_length=0 has to be at least 1"),
+        ({"target_kl": 6.0, "kl_coef": 0}, "target_kl with kl_coef=0 steers nothing"),
         ({"total_episodes": 0}, "total_episodes=0 has to be at least 1"),
     ],
 )

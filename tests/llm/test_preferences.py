@@ -55,6 +55,7 @@ def test_a_score_is_read_at_the_last_token(small):
     assert float(scores(scorer, jnp.array([text]), jnp.array([3]))[0]) != pytest.approx(float(alone[0]), rel=1e-3)
 
 
+CLASSIFIERS = [f"{name}ForSequenceClassification" for name in ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma2", "Gemma3Text")]
 SCORES = np.load(FOLDERS / "scores.npz", allow_pickle=False)
 
 
@@ -66,11 +67,14 @@ def test_scores_are_those_of_transformers(name, tokenizer, tmp_path):
     tokens, start = jnp.asarray(ANSWERS["tokens"], jnp.int32), jnp.asarray(ANSWERS["start"], jnp.int32)
     whole = jnp.full(3, tokens.shape[1])
     np.testing.assert_allclose(scores(scorer, tokens, whole, start), SCORES[name], atol=1e-4)
-    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<end>": 0}, unk_token="<end>"))
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<end>": 0, "fox": 1}, unk_token="<end>"))
     RewardModel(scorer, Tokenizer(words, {"eos_token": "<end>"}), json.loads((FOLDERS / name / "config.json").read_text())).save(tmp_path)
     contents, tensors = read_contents(tmp_path)
     assert contents["architectures"][0].endswith("ForSequenceClassification") and "lm_head.weight" not in tensors
     assert tensors["score.weight"].shape == (1, 16)
+    assert contents["architectures"][0] in CLASSIFIERS
+    # Padding that ends no text: transformers reads at the last token that is no padding.
+    assert contents["pad_token_id"] != 0 and Tokenizer.read(tmp_path).pad_id == contents["pad_token_id"]
     loaded = load_reward_model(tmp_path).scorer
     np.testing.assert_allclose(scores(loaded, tokens, whole, start), SCORES[name], atol=1e-4)
 

@@ -9,6 +9,7 @@ import pytest
 import tokenizers
 
 from advantage.llm import PPOConfig, PPOTrainer, RewardModel
+from advantage.llm.preferences import pairs_of
 from advantage.llm.rewards import Asked, Rewards
 from advantage.llm.rollout import Rollouts
 from advantage.llm.scorer import Scorer
@@ -65,6 +66,7 @@ def test_several_are_weighed_and_may_be_silent(tokenizer):
     [
         ([1.0], "the reward function f returned 1 rewards for 2 answers"),
         ([1.0, math.nan], "the reward function f returned nan for answer 1: give finite numbers, or None"),
+        (["good", "bad"], "the reward function f returned .*: give a list of numbers"),
         ([math.inf, 1.0], "the reward function f returned inf for answer 0"),
         (1.0, "the reward function f returned 1.0: give a list of numbers"),
         (None, "the reward function f returned None: give a list of numbers"),
@@ -79,8 +81,32 @@ def test_what_is_no_reward(returned, message, tokenizer):
 
 
 def test_weights_for_each(tokenizer):
-    with pytest.raises(ValueError, match="reward_weights has 1 numbers for 2 reward functions"):
+    with pytest.raises(ValueError, match=r"reward_weights=\[1.0\] for 2 reward functions: give a finite number for each"):
         Rewards([len, len], [1.0], tokenizer)
+
+
+def test_what_is_refused_before_training(tokenizer, unchecked_types):
+    """Weights that are no numbers, things that judge nothing, columns that are not there, models that read less."""
+    model, args = model_of(tokenizer), PPOConfig(**SHORT)
+    with pytest.raises(ValueError, match="give a finite number for each"):
+        Rewards(len, [math.nan], tokenizer)
+    with pytest.raises(TypeError, match="reward_funcs has a LanguageModel: give a function, a RewardModel"):
+        PPOTrainer(model, [model], args, PROMPTS)
+    with pytest.raises(ValueError, match="the reward function f wants 'answer', which row 1 of the dataset has not"):
+        PPOTrainer(model, named(lambda completions, answer: [0.0]), args, [{"prompt": "a", "answer": 1}, {"prompt": "b"}])
+    short = RewardModel(Scorer(loud(dataclasses.replace(SMALL, vocab_size=300, max_position_embeddings=16)), jnp.ones((1, 16))), tokenizer)
+    with pytest.raises(ValueError, match="reward_model has a context of 16 tokens, and prompt and answer may have"):
+        PPOTrainer(model, short, args, PROMPTS)
+    with pytest.raises(ValueError, match="value_model has a context of 16 tokens and model one of 64"):
+        PPOTrainer(model, named(lambda completions: [0.0]), args, PROMPTS, value_model=short)
+    with pytest.raises(ValueError, match="processing_class has another vocabulary"):
+        PPOTrainer(model, named(lambda completions: [0.0]), args, PROMPTS, processing_class=tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0})))
+    PPOTrainer(model, named(lambda completions: [0.0]), args, PROMPTS, processing_class=tokenizer)
+
+
+def named(function):
+    function.__name__ = "f"
+    return function
 
 
 def test_a_reward_model_reads_the_tokens_that_were_written(tokenizer, tmp_path):
@@ -91,6 +117,24 @@ def test_a_reward_model_reads_the_tokens_that_were_written(tokenizer, tmp_path):
     np.testing.assert_allclose(Rewards(model, None, tokenizer)(given)[0], by_tokens, rtol=1e-6)
     model.save(tmp_path / "reward")
     np.testing.assert_allclose(Rewards(str(tmp_path / "reward"), None, tokenizer)(given)[0], by_tokens, rtol=1e-5)
+
+
+def test_a_chat_is_scored_where_the_reward_model_was_trained(tokenizer):
+    """At the token that ends the answer, though the template puts a line break behind it."""
+    backend = tokenizers.Tokenizer.from_str(tokenizer.backend.to_str())
+    backend.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+    chats = Tokenizer(backend, {"eos_token": "<|im_end|>"}, CHATML)
+    model = RewardModel(Scorer(loud(dataclasses.replace(SMALL, vocab_size=chats.size)), jnp.ones((1, 16))), chats)
+    prompt, answer = [{"role": "user", "content": "fox?"}], {"role": "assistant", "content": "dog"}
+    written = [*chats.encode("dog"), chats.eos_id]
+    row = {"prompt": prompt}
+    tokens = chats.encode(chats.chat(prompt, add_generation_prompt=True), special=False)
+    found = Rewards(model, None, chats)(Asked([row], [tokens], [written], ["dog"]))[0]
+    np.testing.assert_allclose(found, model.score([[*prompt, answer]]), rtol=1e-5)
+    pair = pairs_of(chats, [{"prompt": prompt, "chosen": [answer], "rejected": "cat"}], 64, False)[0]
+    assert pair.chosen.tokens == [*tokens, *written] and pair.rejected.tokens == [*tokens, *chats.encode("cat"), chats.eos_id]
+    whole = pairs_of(chats, [{"prompt": "fox?", "chosen": [*prompt, answer], "rejected": [*prompt, {"role": "assistant", "content": "cat"}]}], 64, False)[0]
+    assert whole.chosen.tokens == pair.chosen.tokens and whole.chosen.learned == pair.chosen.learned
 
 
 def test_a_reward_model_with_other_tokens_reads_the_text(tokenizer):
@@ -107,7 +151,7 @@ def test_a_reward_model_with_other_tokens_reads_the_text(tokenizer):
 
 def test_answers_without_an_end_are_charged(tokenizer):
     args = PPOConfig(**SHORT, missing_eos_penalty=2.5, seed=3)
-    rollouts = Rollouts(model_of(tokenizer), args, PROMPTS, lambda completions: [1.0] * len(completions), 1)
+    rollouts = Rollouts(model_of(tokenizer), args, PROMPTS, Rewards(lambda completions: [1.0] * len(completions), None, tokenizer), 1)
     scored = rollouts.at(rollouts.model.decoder, 0)
     np.testing.assert_array_equal(scored.reward, np.where(scored.ended, 1.0, -1.5))
     assert scored.report["rollout/truncated"] == pytest.approx(1 - scored.ended.mean())
@@ -125,9 +169,11 @@ def test_a_reward_function_that_fails_loses_nothing(tokenizer, tmp_path):
         return [float(len(text)) for text in completions]
 
     args = PPOConfig(**SHORT, max_steps=4, output_dir=str(tmp_path), learning_rate=1e-3)
+    failed = PPOTrainer(model_of(tokenizer), fails_late, args, PROMPTS)
     with pytest.raises(RuntimeError, match="no connection") as found:
-        PPOTrainer(model_of(tokenizer), fails_late, args, PROMPTS).train()
+        failed.train()
     assert found.value.__notes__ == [f"the model after step 2 is in {tmp_path}"] and (tmp_path / "checkpoint-2" / "model.safetensors").is_file()
+    assert not np.array_equal(failed.model.decoder.embedding, model_of(tokenizer).decoder.embedding)
     resumed = PPOTrainer(model_of(tokenizer), fails_late, args, PROMPTS)
     resumed.train(resume_from_checkpoint=True)
     assert len(calls) == 5 and (tmp_path / "checkpoint-4").is_dir()

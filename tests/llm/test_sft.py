@@ -95,6 +95,14 @@ def test_old_checkpoints_go(tokenizer, tmp_path):
     assert [path.name for path in training.checkpoints(tmp_path)] == ["checkpoint-3", "checkpoint-4"]
 
 
+def test_checkpoints_of_an_earlier_run(tokenizer, tmp_path):
+    """Of more steps, in the same folder: what was just written stays, and is the newest."""
+    for steps in (4, 2):
+        args = SFTConfig(**QUIET, max_steps=steps, save_steps=10, save_total_limit=1, output_dir=str(tmp_path))
+        SFTTrainer(model_of(tokenizer), args, ROWS).train()
+    assert [path.name for path in training.checkpoints(tmp_path)] == ["checkpoint-2"]
+
+
 def test_bfloat16_learns_in_float32(tokenizer, tmp_path):
     """Products in bfloat16 are another result, and steps smaller than its precision are not lost."""
     args = SFTConfig(**QUIET, max_steps=3, output_dir=str(tmp_path), learning_rate=1e-6)

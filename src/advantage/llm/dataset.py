@@ -113,6 +113,12 @@ def ended(tokenizer: Tokenizer, tokens: list[int]) -> list[int]:
     return tokens if tokens and tokens[-1] in tokenizer.eos_ids else [*tokens, tokenizer.eos_id]
 
 
+def until_end(tokenizer: Tokenizer, tokens: list[int]) -> list[int]:
+    """Without what a template puts behind the last token that ends an answer, such as a line break: no answer has it."""
+    ends = [place for place, token in enumerate(tokens) if token in tokenizer.eos_ids]
+    return tokens[: ends[-1] + 1] if ends else tokens
+
+
 def _chat(tokenizer: Tokenizer, messages: Sequence[dict[str, Any]], assistant_only: bool) -> Example:
     """What the assistant said begins where its turn was opened, and goes on until the next message."""
     whole = tokenizer.encode(tokenizer.chat(messages), special=False)

@@ -104,6 +104,7 @@ class DPOTrainer:
             dicts, a path of JSON lines or Parquet, or a `datasets.Dataset`.
         eval_dataset: rows that `evaluate` takes.
         peft_config: train a LoRA instead of the weights: ours, or PEFT's own.
+        processing_class: TRL's name of a tokenizer; the model's own is used.
 
     Raises:
         ValueError: a dataset without these columns, empty, with texts longer than `max_length` or the model's context, or
@@ -118,9 +119,12 @@ class DPOTrainer:
         train_dataset: Dataset = (),
         eval_dataset: Dataset | None = None,
         peft_config: LoraConfig | Any | None = None,
+        *,
+        processing_class: Any | None = None,
     ):
         self.model = model if isinstance(model, LanguageModel) else load_model(model)
         self.args = args
+        training.check_processing_class(processing_class, self.model)
         self.length = min(args.max_length, self.model.decoder.config.max_position_embeddings)
         self.train_pairs = self._pairs(train_dataset)
         self.eval_pairs = None if eval_dataset is None else self._pairs(eval_dataset)
@@ -154,10 +158,12 @@ class DPOTrainer:
         def save(learner: Learner, path: pathlib.Path) -> None:
             self.model.of(training.network_of(learner, base)).save_learned(path)
 
+        def finish(learner: Learner) -> None:
+            self.model.decoder = training.copied(training.network_of(learner, base))
+
         plan = loop.Plan(total, training.steps_per_epoch(len(rows), args), training.said_of(args, len(rows)))
         learner = training.start(base, training.optimiser_of(args, total))
-        learner = loop.run(args, plan, learner, advance, save, resume_from_checkpoint, self.log_history)
-        self.model.decoder = training.copied(training.network_of(learner, base))
+        loop.run(args, plan, learner, advance, save, finish, resume_from_checkpoint, self.log_history)
         return self.model
 
     def evaluate(self) -> dict[str, float]:

@@ -19,6 +19,12 @@ class Family(NamedTuple):
     norm_offset: float = 0.0
     scaled_embedding: bool = False
 
+    @property
+    def classifier(self) -> str:
+        """Transformers' class with scores in place of the vocabulary."""
+        # The name of Gemma 3's without "Text" is that of its model of pictures.
+        return self.architecture.replace("Gemma3", "Gemma3Text").replace("ForCausalLM", "ForSequenceClassification")
+
 
 _PLAIN = {"hidden_act": "silu", "rms_norm_eps": 1e-6, "rope_theta": 10_000.0, "tie_word_embeddings": False}
 _GEMMA = {**_PLAIN, "hidden_act": "gelu_pytorch_tanh", "tie_word_embeddings": True, "head_dim": 256, "max_position_embeddings": 8192}

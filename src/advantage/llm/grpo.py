@@ -28,12 +28,12 @@ from advantage.llm import loop, policy_run, rollout, training
 from advantage.llm.dataset import Dataset
 from advantage.llm.decoder import Decoder
 from advantage.llm.model import LanguageModel, load_model
-from advantage.llm.rewards import Reward
+from advantage.llm.rewards import Reward, Rewards
 from advantage.llm.rollout import PolicyConfig, Rollouts, Scored, Written, in_batches, log_probs
 from advantage.llm.training import Learner, LoraConfig
 
-Surrogate = Callable[[Array, Array, Array], Array]
-"""Of log-probabilities, those of the policy that wrote, and advantages, `[B]`: what is to become large."""
+Surrogate = Callable[[Array, Array, Array], tuple[Array, Array]]
+"""Of log-probabilities, those of the policy that wrote, and advantages, `[B]`: what is to become large, and which ratios are clipped."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +56,8 @@ class GRPOConfig(PolicyConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.num_generations < 2:
-            raise ValueError(f"num_generations={self.num_generations} has to be at least 2: an answer is compared with others to its prompt")
+        if not isinstance(self.num_generations, int) or self.num_generations < 2:
+            raise ValueError(f"num_generations={self.num_generations} has to be a whole number of at least 2: an answer is compared with others to its prompt")
         if self.num_iterations < 1:
             raise ValueError(f"num_iterations={self.num_iterations} has to be at least 1")
         if not self.beta >= 0:
@@ -87,8 +87,9 @@ class Rows(NamedTuple):
 def grpo_loss(config: GRPOConfig, decoder: Decoder, rows: Rows) -> tuple[Array, dict[str, Array]]:
     """Shao et al. (2024), eq. 3: a mean over answers of means over their tokens."""
 
-    def surrogate(log_prob: Array, old: Array, advantage: Array) -> Array:
-        return clipped_surrogate(log_prob, old, advantage, config.epsilon)
+    def surrogate(log_prob: Array, old: Array, advantage: Array) -> tuple[Array, Array]:
+        found = clipped_surrogate(log_prob, old, advantage, config.epsilon)
+        return found, _outside(log_prob - old, config.epsilon, config.epsilon)
 
     terms, report = _terms(config, decoder, rows, surrogate)
     return _mean_over_answers(terms, rows.written.mask, report)
@@ -97,20 +98,23 @@ def grpo_loss(config: GRPOConfig, decoder: Decoder, rows: Rows) -> tuple[Array, 
 def dr_grpo_loss(config: GRPOConfig, decoder: Decoder, rows: Rows) -> tuple[Array, dict[str, Array]]:
     """Liu et al. (2025, https://arxiv.org/abs/2503.20783), algorithm 1: every token weighs the same, however long its answer."""
 
-    def surrogate(log_prob: Array, old: Array, advantage: Array) -> Array:
-        return clipped_surrogate(log_prob, old, advantage, config.epsilon)
+    def surrogate(log_prob: Array, old: Array, advantage: Array) -> tuple[Array, Array]:
+        found = clipped_surrogate(log_prob, old, advantage, config.epsilon)
+        return found, _outside(log_prob - old, config.epsilon, config.epsilon)
 
     terms, report = _terms(config, decoder, rows, surrogate)
-    answers = jnp.sum(rows.written.mask[:, 0])
     loss = -jnp.sum(terms) / config.max_completion_length
-    return loss, {**report, "loss": loss, "count": answers}
+    return loss, {**report, "loss": loss, "count": jnp.float32(len(terms))}
 
 
 def dapo_loss(config: GRPOConfig, decoder: Decoder, rows: Rows) -> tuple[Array, dict[str, Array]]:
     """Yu et al. (2025, https://arxiv.org/abs/2503.14476), eq. 8: a mean over all tokens, and more room upwards."""
 
-    def surrogate(log_prob: Array, old: Array, advantage: Array) -> Array:
-        return asymmetric_surrogate(log_prob, old, advantage, config.epsilon, config.high(0.28))
+    high = config.high(0.28)
+
+    def surrogate(log_prob: Array, old: Array, advantage: Array) -> tuple[Array, Array]:
+        found = asymmetric_surrogate(log_prob, old, advantage, config.epsilon, high)
+        return found, _outside(log_prob - old, config.epsilon, high)
 
     terms, report = _terms(config, decoder, rows, surrogate)
     loss = -jnp.sum(terms)
@@ -122,11 +126,12 @@ def gspo_loss(config: GRPOConfig, decoder: Decoder, rows: Rows) -> tuple[Array, 
 
     It moves much less than a token's: the paper has epsilon=3e-4 and epsilon_high=4e-4.
     """
-    mask = rows.written.mask
+    mask, high = rows.written.mask, config.high(config.epsilon)
 
-    def surrogate(log_prob: Array, old: Array, advantage: Array) -> Array:
+    def surrogate(log_prob: Array, old: Array, advantage: Array) -> tuple[Array, Array]:
         ratio = of_whole_answers((log_prob - old).reshape(mask.shape), mask).reshape(-1)
-        return asymmetric_surrogate(ratio, jnp.zeros_like(ratio), advantage, config.epsilon, config.high(config.epsilon))
+        found = asymmetric_surrogate(ratio, jnp.zeros_like(ratio), advantage, config.epsilon, high)
+        return found, _outside(ratio, config.epsilon, high)
 
     terms, report = _terms(config, decoder, rows, surrogate)
     return _mean_over_answers(terms, mask, report)
@@ -143,12 +148,12 @@ def _terms(config: GRPOConfig, decoder: Decoder, rows: Rows, surrogate: Surrogat
     old = jax.lax.stop_gradient(log_prob) if rows.log_prob is None else rows.log_prob
     advantage = jnp.broadcast_to(rows.advantage[:, None], log_prob.shape)
     weight = truncated_importance(old, written.sampled_log_prob, config.importance_cap) * written.mask
-    found = surrogate(log_prob.reshape(-1), old.reshape(-1), advantage.reshape(-1)).reshape(log_prob.shape)
+    found, clipped = (x.reshape(log_prob.shape) for x in surrogate(log_prob.reshape(-1), old.reshape(-1), advantage.reshape(-1)))
     terms = weight * found
     tokens = jnp.sum(written.mask)
     report = {"entropy": jnp.sum(entropy), "importance": jnp.sum(weight), "tokens": tokens,
               "gap": jnp.sum(jnp.abs(old - written.sampled_log_prob) * written.mask),
-              "clip_fraction": jnp.sum((jnp.abs(jnp.expm1(log_prob - old)) > config.epsilon) * written.mask)}  # fmt: skip
+              "clip_fraction": jnp.sum(clipped * written.mask)}  # fmt: skip
     if rows.reference is not None:
         apart = kl_estimate((rows.reference - log_prob).reshape(-1)).reshape(log_prob.shape)  # k3, whose gradient is that of the KL
         terms = terms - config.beta * apart * written.mask
@@ -157,10 +162,15 @@ def _terms(config: GRPOConfig, decoder: Decoder, rows: Rows, surrogate: Surrogat
 
 
 def _mean_over_answers(terms: Float[Array, "B G"], mask: Float[Array, "B G"], report: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
-    """Each answer's mean counts once."""
-    length = jnp.sum(mask, axis=1)
-    loss = -jnp.sum(jnp.sum(terms, axis=1) / jnp.maximum(length, 1.0))
-    return loss, {**report, "loss": loss, "count": jnp.sum(length > 0).astype(jnp.float32)}
+    """Each answer's mean counts once, as 0 where it is to teach nothing."""
+    loss = -jnp.sum(jnp.sum(terms, axis=1) / jnp.maximum(jnp.sum(mask, axis=1), 1.0))
+    return loss, {**report, "loss": loss, "count": jnp.float32(len(terms))}
+
+
+def _outside(log_ratio: Float[Array, " B"], low: float | int, high: float | int) -> Float[Array, " B"]:
+    """1 where a ratio is beyond the clip."""
+    moved = jnp.expm1(log_ratio)
+    return ((moved < -low) | (moved > high)).astype(jnp.float32)
 
 
 class State(NamedTuple):
@@ -183,6 +193,7 @@ class GRPOTrainer:
         eval_dataset: rows that `evaluate` takes.
         ref_model: what the policy is kept near; None: the model as it is now, of which a LoRA needs no copy.
         peft_config: train a LoRA instead of the weights: ours, or PEFT's own.
+        processing_class: TRL's name of a tokenizer; the model's own is used.
 
     Raises:
         ValueError: a dataset without `prompt`, empty, or with prompts that are longer than there is room for; no reward
@@ -199,11 +210,14 @@ class GRPOTrainer:
         *,
         ref_model: LanguageModel | str | os.PathLike | None = None,
         peft_config: LoraConfig | Any | None = None,
+        processing_class: Any | None = None,
     ):
         self.model = model if isinstance(model, LanguageModel) else load_model(model)
         self.args = args
-        self.rollouts = Rollouts(self.model, args, train_dataset, reward_funcs, args.num_generations)
-        self.eval_rollouts = None if eval_dataset is None else Rollouts(self.model, args, eval_dataset, reward_funcs, 1)
+        training.check_processing_class(processing_class, self.model)
+        rewards = Rewards(reward_funcs, args.reward_weights, self.model.tokenizer)
+        self.rollouts = Rollouts(self.model, args, train_dataset, rewards, args.num_generations)
+        self.eval_rollouts = None if eval_dataset is None else Rollouts(self.model, args, eval_dataset, rewards, 1)
         self.reference = training.reference_of(self.model, ref_model) if args.beta else None
         if peft_config is not None:
             training.add_lora(self.model, peft_config, args.seed)

@@ -35,6 +35,7 @@ def run(
     state: S,
     advance: Callable[[S, int], tuple[S, Report]],
     save: Callable[[S, pathlib.Path], None],
+    finish: Callable[[S], None],
     resume: bool | str | os.PathLike | None,
     history: list[dict[str, float]],
 ) -> S:
@@ -44,6 +45,7 @@ def run(
         state: before the first step, a tree of arrays of which `step` says how many were made.
         advance: the next step, and its number.
         save: write the model to a folder.
+        finish: called at the end, and before an error leaves, with what was learned until then.
         resume: a checkpoint, or True for the newest.
         history: gets the rows of the log.
 
@@ -62,33 +64,42 @@ def run(
     def keep() -> None:
         training.write_checkpoint(folder, state, said, lambda path: save(state, path), args.save_total_limit)
 
-    with Interrupt() as interrupt:
-        for number in range(int(state.step), plan.total):
-            try:
-                state, report = advance(state, number)
-            except Exception as error:
-                # Such as a reward function's own: what was learned before it must not be lost.
-                if number and not any(leaf.is_deleted() for leaf in jax.tree.leaves(state)):
+    try:
+        with Interrupt() as interrupt:
+            for number in range(int(state.step), plan.total):
+                try:
+                    state, report = advance(state, number)
+                except Exception as error:
+                    # Such as a reward function's own: what was learned before it must not be lost.
+                    if number and not _given_back(state):
+                        keep()
+                        error.add_note(f"the model after step {number} is in {folder}")
+                    raise
+                reports.append(report)
+                last = number + 1 == plan.total or interrupt.requested
+                finite = bool(report["finite"])
+                if (number + 1) % args.logging_steps == 0 or last or not finite:
+                    row = _row(reports, time.perf_counter() - began)
+                    row |= {"time/total_timesteps": number + 1, "train/epoch": (number + 1) / plan.per_epoch}
+                    _log(logger, number + 1, row, history)
+                    reports, began = [], time.perf_counter()
+                if not finite:
                     keep()
-                    error.add_note(f"the model after step {number} is in {folder}")
-                raise
-            reports.append(report)
-            last = number + 1 == plan.total or interrupt.requested
-            finite = bool(report["finite"])
-            if (number + 1) % args.logging_steps == 0 or last or not finite:
-                row = _row(reports, time.perf_counter() - began)
-                row |= {"time/total_timesteps": number + 1, "train/epoch": (number + 1) / plan.per_epoch}
-                _log(logger, number + 1, row, history)
-                reports, began = [], time.perf_counter()
-            if not finite:
-                keep()
-                raise FloatingPointError(f"the gradient of step {number + 1} is not finite; the model before it is in {folder}")
-            if (number + 1) % args.save_steps == 0 or last:
-                keep()
-            if last:
-                break
-    logger.close()
+                    raise FloatingPointError(f"the gradient of step {number + 1} is not finite; the model before it is in {folder}")
+                if (number + 1) % args.save_steps == 0 or last:
+                    keep()
+                if last:
+                    break
+    finally:
+        logger.close()
+        if not _given_back(state):
+            finish(state)
     return state
+
+
+def _given_back(state: S) -> bool:
+    """Whether a step that failed has taken its memory."""
+    return any(leaf.is_deleted() for leaf in jax.tree.leaves(state))
 
 
 def _row(reports: Sequence[Report], seconds: float) -> dict[str, float]:

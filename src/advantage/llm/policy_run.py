@@ -41,7 +41,7 @@ def run(
 
     def advance(state: S, number: int) -> tuple[S, loop.Report]:
         policy = training.network_of(state.learner, base)
-        scored = rollouts.at(_decoder(policy), number)
+        scored = rollouts.at(training.computing(args, _decoder(policy)), number)
         state, report = learn(state, policy, scored, number)
         report = {**scored.report, **report, "tokens": float(scored.written.mask.sum())}
         watch.look(report)
@@ -53,9 +53,14 @@ def run(
         rollouts.model.of(_decoder(training.network_of(state.learner, base))).save_learned(path)
 
     plan = loop.Plan(total, rollouts.per_epoch, training.said_of(args, len(rollouts.rows)))
-    state = loop.run(args, plan, state, advance, save, resume, history)
-    network = training.copied(training.network_of(state.learner, base))
-    rollouts.model.decoder = _decoder(network)
+    network = base
+
+    def finish(state: S) -> None:
+        nonlocal network
+        network = training.copied(training.network_of(state.learner, base))
+        rollouts.model.decoder = _decoder(network)
+
+    loop.run(args, plan, state, advance, save, finish, resume, history)
     return network
 
 
@@ -106,7 +111,7 @@ class Watch:
                        f"{numbers['rollout/length']:.0f} tokens: read them; does length alone earn reward?")  # fmt: skip
         if numbers["rollout/gap"] > GAP:
             self._warn("gap", f"sampler and trainer differ by {numbers['rollout/gap']:.3f} in a token's log-probability (more than "
-                       f"{GAP:g}): answers are weighed by min(ratio, {self.args.importance_cap:g}); with bf16=False they agree")  # fmt: skip
+                       f"{GAP:g}): answers are weighed by min(ratio, {self.args.importance_cap:g}); in float32 they agree")  # fmt: skip
 
     def _warn(self, kind: str, words: str) -> None:
         if kind not in self.warned:

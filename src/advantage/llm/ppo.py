@@ -22,14 +22,14 @@ from advantage.equations.divergence import steered_coefficient
 from advantage.equations.objectives import clipped_surrogate, clipped_value, kl_estimate, normalised, squared_error
 from advantage.equations.returns import generalised_advantage
 from advantage.equations.sequences import truncated_importance
-from advantage.llm import loop, policy_run, rollout, training
+from advantage.llm import loop, lora, policy_run, rollout, training
 from advantage.llm.dataset import Dataset
 from advantage.llm.decoder import Decoder, hidden_states
 from advantage.llm.likelihood import of_targets
 from advantage.llm.model import LanguageModel, load_model
-from advantage.llm.rewards import Reward
+from advantage.llm.rewards import Reward, Rewards
 from advantage.llm.rollout import PolicyConfig, Rollouts, Scored, Written, in_batches
-from advantage.llm.scorer import ActorCritic, RewardModel, load_reward_model, read_out, untrained
+from advantage.llm.scorer import ActorCritic, RewardModel, Scorer, load_reward_model, read_out, untrained
 from advantage.llm.training import Learner, LoraConfig
 
 
@@ -71,6 +71,9 @@ class PPOConfig(PolicyConfig):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name}={value!r} has to be above 0")
+
+        if self.target_kl is not None and not self.kl_coef:
+            raise ValueError("target_kl with kl_coef=0 steers nothing, since steps are parts of it: give kl_coef, such as 0.05")
 
     @property
     def gradient_steps(self) -> int:
@@ -199,6 +202,7 @@ class PPOTrainer:
         ref_model: what the policy is kept near; None: the model as it is now, of which a LoRA needs no copy.
         value_model: whose hidden states values are read from; None: the policy's own.
         peft_config: train a LoRA instead of the weights: ours, or PEFT's own.
+        processing_class: TRL's name of a tokenizer; the model's own is used.
 
     Raises:
         ValueError: a dataset without `prompt`, empty, or with prompts that are longer than there is room for; no reward
@@ -217,18 +221,22 @@ class PPOTrainer:
         ref_model: LanguageModel | str | os.PathLike | None = None,
         value_model: RewardModel | LanguageModel | str | os.PathLike | None = None,
         peft_config: LoraConfig | Any | None = None,
+        processing_class: Any | None = None,
     ):
         if reward_model is not None and reward_funcs is not None:
             raise ValueError("reward_model and reward_funcs are given: put both in reward_funcs=[...]")
         reward_funcs = reward_model if reward_funcs is None else reward_funcs
         self.model = model if isinstance(model, LanguageModel) else load_model(model)
         self.args = args
-        self.rollouts = Rollouts(self.model, args, train_dataset, reward_funcs, 1, args.num_mini_batches)
-        self.eval_rollouts = None if eval_dataset is None else Rollouts(self.model, args, eval_dataset, reward_funcs, 1, args.num_mini_batches)
+        training.check_processing_class(processing_class, self.model)
+        rewards = Rewards(reward_funcs, args.reward_weights, self.model.tokenizer)
+        self.rollouts = Rollouts(self.model, args, train_dataset, rewards, 1, args.num_mini_batches)
+        self.eval_rollouts = None if eval_dataset is None else Rollouts(self.model, args, eval_dataset, rewards, 1, args.num_mini_batches)
         self.reference = training.reference_of(self.model, ref_model)
+        critic = _critic(self.model, value_model)
         if peft_config is not None:
             training.add_lora(self.model, peft_config, args.seed)
-        self.policy = _policy(self.model, value_model)
+        self.policy = ActorCritic(self.model.decoder, critic.score, None if value_model is None else critic.decoder)
         self.log_history: list[dict[str, float]] = []
 
     def train(self, resume_from_checkpoint: bool | str | os.PathLike | None = None) -> LanguageModel:
@@ -285,13 +293,12 @@ def orders(args: PPOConfig, number: int, answers: int) -> list[Int[np.ndarray, "
     return [part for _ in range(args.num_ppo_epochs) for part in np.split(draw.permutation(answers), args.num_mini_batches)]
 
 
-def _policy(model: LanguageModel, value_model: RewardModel | LanguageModel | str | os.PathLike | None) -> ActorCritic:
-    """With a value function that finds everything 0, or that of a reward model."""
+def _critic(model: LanguageModel, value_model: RewardModel | LanguageModel | str | os.PathLike | None) -> Scorer:
+    """A value function that finds everything 0, or that of a reward model."""
     if value_model is None:
-        return ActorCritic(model.decoder, untrained(model.decoder).score)
-    if isinstance(value_model, str | os.PathLike):
-        value_model = load_reward_model(value_model)
-    if value_model.tokenizer.backend.get_vocab() != model.tokenizer.backend.get_vocab():
-        raise ValueError("value_model has another vocabulary than model: it would read other tokens")
+        return untrained(model.decoder)
+    value_model = load_reward_model(value_model) if isinstance(value_model, str | os.PathLike) else value_model
     scorer = value_model.scorer if isinstance(value_model, RewardModel) else untrained(value_model.decoder)
-    return ActorCritic(model.decoder, scorer.score, scorer.decoder)
+    training.check_fits("value_model", value_model.model if isinstance(value_model, RewardModel) else value_model, model)
+    # An adapter of its own would say that nothing else is to learn.
+    return Scorer(lora.merged(scorer.decoder), scorer.score)

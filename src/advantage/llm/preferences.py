@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from advantage.llm.dataset import Dataset, Example, Row, common, encoded, fitted, padded_right, read_rows, require, slots_for
+from advantage.llm.dataset import Dataset, Example, Row, common, encoded, fitted, padded_right, read_rows, require, slots_for, until_end
 from advantage.llm.tokenizer import Tokenizer
 
 
@@ -47,15 +47,28 @@ def pairs_of(tokenizer: Tokenizer, dataset: Dataset, length: int, truncate: bool
     for number, pair in enumerate(pairs):
         if pair.chosen.tokens == pair.rejected.tokens:
             raise ValueError(f"row {number} of the dataset has the same chosen and rejected within {length} tokens: leave it out")
-    return pairs if "prompt" in rows[0] else [_answers_alone(pair) for pair in pairs]
+    return [pair if _prompted(row) else _answers_alone(pair) for row, pair in zip(rows, pairs, strict=True)]
 
 
 def _whole(tokenizer: Tokenizer, row: Row, side: str) -> Example:
     """A text from its prompt to its end."""
-    if "prompt" in row:
-        return encoded(tokenizer, {"prompt": row["prompt"], "completion": row[side]}, ("prompt", "completion"), True, False)
-    form = "text" if isinstance(row[side], str) else "messages"
-    return encoded(tokenizer, {form: row[side]}, (form,), False, False)
+    prompt, answer = row.get("prompt"), row[side]
+    if isinstance(answer, str) and isinstance(prompt, list):
+        answer = [{"role": "assistant", "content": answer}]
+    if isinstance(answer, str):
+        form = ("text",) if prompt is None else ("prompt", "completion")
+        return encoded(tokenizer, {"text": answer, "prompt": prompt, "completion": answer}, form, True, False)
+    if isinstance(prompt, list):
+        found = encoded(tokenizer, {"prompt": prompt, "completion": answer}, ("prompt", "completion"), True, False)
+    else:  # whole chats; a prompt that is a text is there to be read by people
+        found = encoded(tokenizer, {"messages": answer}, ("messages",), False, False)
+    tokens = until_end(tokenizer, found.tokens)
+    return Example(tokens, found.learned[: len(tokens)])
+
+
+def _prompted(row: Row) -> bool:
+    """Whether its prompt says where answers begin."""
+    return isinstance(row.get("prompt"), list) or ("prompt" in row and isinstance(row["chosen"], str))
 
 
 def _answers_alone(pair: Pair) -> Pair:

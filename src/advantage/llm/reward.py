@@ -73,6 +73,7 @@ class RewardTrainer:
             dicts, a path of JSON lines or Parquet, or a `datasets.Dataset`.
         eval_dataset: rows that `evaluate` takes.
         peft_config: train a LoRA and the score instead of all weights: ours, or PEFT's own.
+        processing_class: TRL's name of a tokenizer; the model's own is used.
 
     Raises:
         ValueError: a dataset without these columns, empty, with texts longer than `max_length` or the model's context, or
@@ -86,6 +87,8 @@ class RewardTrainer:
         train_dataset: Dataset = (),
         eval_dataset: Dataset | None = None,
         peft_config: LoraConfig | Any | None = None,
+        *,
+        processing_class: Any | None = None,
     ):
         if not isinstance(model, RewardModel):
             language_model = model if isinstance(model, LanguageModel) else load_model(model)
@@ -96,6 +99,7 @@ class RewardTrainer:
         elif peft_config is not None:
             raise ValueError("peft_config with a RewardModel: give the language model that it is to be made of")
         self.model, self.args = model, args
+        training.check_processing_class(processing_class, model.model)
         self.length = min(args.max_length, model.scorer.decoder.config.max_position_embeddings)
         self.train_pairs = self._pairs(train_dataset)
         self.eval_pairs = None if eval_dataset is None else self._pairs(eval_dataset)
@@ -126,10 +130,12 @@ class RewardTrainer:
         def save(learner: Learner, path: pathlib.Path) -> None:
             self.model.of(training.network_of(learner, base)).save(path)
 
+        def finish(learner: Learner) -> None:
+            self.model = self.model.of(training.copied(training.network_of(learner, base)))
+
         plan = loop.Plan(total, training.steps_per_epoch(rows, args), training.said_of(args, rows))
         learner = training.start(base, training.optimiser_of(args, total))
-        learner = loop.run(args, plan, learner, advance, save, resume_from_checkpoint, self.log_history)
-        self.model = self.model.of(training.copied(training.network_of(learner, base)))
+        loop.run(args, plan, learner, advance, save, finish, resume_from_checkpoint, self.log_history)
         return self.model
 
     def evaluate(self) -> dict[str, float]:

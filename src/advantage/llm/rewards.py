@@ -36,20 +36,38 @@ class Rewards:
     """All reward functions of a run, and what each weighs.
 
     Raises:
-        ValueError: none, or other weights than functions.
+        TypeError: something else than a function, a `RewardModel` or a path.
+        ValueError: none, or weights that are no numbers, or not one for each.
     """
 
     def __init__(self, given: Reward | Sequence[Reward] | None, weights: Sequence[float] | None, tokenizer: Tokenizer):
-        given = [] if given is None else [given] if callable(given) or isinstance(given, RewardModel | str | os.PathLike) else list(given)
+        given = list(given) if isinstance(given, list | tuple) else [] if given is None else [given]
         if not given:
             raise ValueError("reward_funcs is empty: give a function, a RewardModel or the path of one, or a list of these")
         loaded = [load_reward_model(each) if isinstance(each, str | os.PathLike) else each for each in given]
-        if weights is not None and len(weights) != len(loaded):
-            raise ValueError(f"reward_weights has {len(weights)} numbers for {len(loaded)} reward functions: give one for each")
+        for each in loaded:
+            if not isinstance(each, RewardModel) and not callable(each):
+                kind = type(each).__name__
+                raise TypeError(f"reward_funcs has a {kind}: give a function, a RewardModel (RewardTrainer makes one of a language model) or its path")
+        if weights is not None and (len(weights) != len(loaded) or not np.isfinite(weights).all()):
+            raise ValueError(f"reward_weights={list(weights)} for {len(loaded)} reward functions: give a finite number for each")
         self.weights = np.ones(len(loaded)) if weights is None else np.asarray(weights, np.float64)
-        self.tokenizer = tokenizer
+        self.tokenizer, self.loaded = tokenizer, loaded
         self.names = _names(loaded)
         self.functions = [_model_function(each, tokenizer) if isinstance(each, RewardModel) else _function(each) for each in loaded]
+
+    def check(self, rows: Sequence[Row], longest: int) -> None:
+        """Raise `ValueError` for a function that wants a column which some row lacks, or a model that cannot read `longest` tokens."""
+        for name, each in zip(self.names, self.loaded, strict=True):
+            if isinstance(each, RewardModel):
+                context = each.scorer.decoder.config.max_position_embeddings
+                if context < longest:
+                    raise ValueError(f"{name} has a context of {context} tokens, and prompt and answer may have {longest}: give one that reads as far")
+                continue
+            for wanted in _required(each) - {*OURS}:
+                lacking = next((number for number, row in enumerate(rows) if wanted not in row), None)
+                if lacking is not None:
+                    raise ValueError(f"the reward function {name} wants {wanted!r}, which row {lacking} of the dataset has not: give every row that column")
 
     def __call__(self, asked: Asked) -> tuple[Float[np.ndarray, " B"], dict[str, float]]:
         """`(the weighted sum for each answer, each function's mean)`.
@@ -70,7 +88,7 @@ def _checked(name: str, given: Any, count: int) -> Float[np.ndarray, " B"]:
     try:
         values = list(given)
         numbers = np.array([np.nan if value is None else float(value) for value in values], np.float64)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"the reward function {name} returned {given!r:.80}: give a list of numbers, one for each answer") from error
     if len(values) != count:
         raise ValueError(f"the reward function {name} returned {len(values)} rewards for {count} answers: give one for each")
@@ -86,6 +104,13 @@ def _names(functions: Sequence[Any]) -> list[str]:
     return [name if plain.index(name) == place else f"{name}_{plain[:place].count(name) + 1}" for place, name in enumerate(plain)]
 
 
+def _required(function: RewardFunction) -> set[str]:
+    """Parameters that it cannot do without."""
+    kinds = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    parameters = inspect.signature(function).parameters
+    return {name for name, p in parameters.items() if p.kind not in kinds and p.default is inspect.Parameter.empty}
+
+
 def _function(function: RewardFunction) -> Callable[[Asked], Any]:
     """Called with the arguments that it takes."""
     parameters = inspect.signature(function).parameters
@@ -96,7 +121,8 @@ def _function(function: RewardFunction) -> Callable[[Asked], Any]:
         completions = [[{"role": "assistant", "content": text}] for text in asked.texts] if chats else list(asked.texts)
         known = {"prompts": [row["prompt"] for row in asked.rows], "completions": completions,
                  "completion_ids": [list(answer) for answer in asked.answers]}  # fmt: skip
-        known |= {name: [row.get(name) for row in asked.rows] for name in asked.rows[0] if name not in ("prompt", *OURS)}
+        columns = dict.fromkeys(name for row in asked.rows for name in row if name not in ("prompt", *OURS))
+        known |= {name: [row.get(name) for row in asked.rows] for name in columns}
         return function(**(known if everything else {name: value for name, value in known.items() if name in parameters}))
 
     return call

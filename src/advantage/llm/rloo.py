@@ -18,7 +18,7 @@ from advantage.llm import loop, policy_run, rollout, training
 from advantage.llm.dataset import Dataset
 from advantage.llm.decoder import Decoder
 from advantage.llm.model import LanguageModel, load_model
-from advantage.llm.rewards import Reward
+from advantage.llm.rewards import Reward, Rewards
 from advantage.llm.rollout import PolicyConfig, Rollouts, Scored, Written, in_batches, log_probs
 from advantage.llm.training import Learner, LoraConfig
 
@@ -40,8 +40,8 @@ class RLOOConfig(PolicyConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.num_generations < 2:
-            raise ValueError(f"num_generations={self.num_generations} has to be at least 2: the others of a group are an answer's baseline")
+        if not isinstance(self.num_generations, int) or self.num_generations < 2:
+            raise ValueError(f"num_generations={self.num_generations} has to be a whole number of at least 2: the others of a group are an answer's baseline")
         if self.num_iterations < 1:
             raise ValueError(f"num_iterations={self.num_iterations} has to be at least 1")
         if not self.beta >= 0:
@@ -107,6 +107,7 @@ class RLOOTrainer:
         eval_dataset: rows that `evaluate` takes.
         ref_model: what the policy is kept near; None: the model as it is now, of which a LoRA needs no copy.
         peft_config: train a LoRA instead of the weights: ours, or PEFT's own.
+        processing_class: TRL's name of a tokenizer; the model's own is used.
 
     Raises:
         ValueError: a dataset without `prompt`, empty, or with prompts that are longer than there is room for; no reward
@@ -123,11 +124,14 @@ class RLOOTrainer:
         *,
         ref_model: LanguageModel | str | os.PathLike | None = None,
         peft_config: LoraConfig | Any | None = None,
+        processing_class: Any | None = None,
     ):
         self.model = model if isinstance(model, LanguageModel) else load_model(model)
         self.args = args
-        self.rollouts = Rollouts(self.model, args, train_dataset, reward_funcs, args.num_generations)
-        self.eval_rollouts = None if eval_dataset is None else Rollouts(self.model, args, eval_dataset, reward_funcs, 1)
+        training.check_processing_class(processing_class, self.model)
+        rewards = Rewards(reward_funcs, args.reward_weights, self.model.tokenizer)
+        self.rollouts = Rollouts(self.model, args, train_dataset, rewards, args.num_generations)
+        self.eval_rollouts = None if eval_dataset is None else Rollouts(self.model, args, eval_dataset, rewards, 1)
         self.reference = training.reference_of(self.model, ref_model)
         if peft_config is not None:
             training.add_lora(self.model, peft_config, args.seed)

@@ -19,7 +19,7 @@ from advantage.llm.decoder import Decoder
 from advantage.llm.generate import Generation, GenerationConfig, Key, bucket, check, generate
 from advantage.llm.likelihood import likelihood
 from advantage.llm.model import LanguageModel
-from advantage.llm.rewards import Asked, Reward, Rewards
+from advantage.llm.rewards import Asked, Rewards
 from advantage.llm.training import TrainingConfig
 
 
@@ -56,6 +56,10 @@ class PolicyConfig(TrainingConfig):
         object.__setattr__(self, "stop_strings", GenerationConfig(stop_strings=self.stop_strings).stop_strings)
         if self.reward_weights is not None:
             object.__setattr__(self, "reward_weights", tuple(self.reward_weights))
+
+    def arithmetic(self) -> PolicyConfig:
+        """See `TrainingConfig.arithmetic`."""
+        return dataclasses.replace(super().arithmetic(), num_completions_to_print=0)
 
     @property
     def generation(self) -> GenerationConfig:
@@ -96,20 +100,18 @@ class Rollouts:
         model: whose prompts, and how they are written.
         args: settings.
         dataset: rows with `prompt`, a text or messages; other columns are given to the reward functions.
-        reward_funcs: functions, reward models or their paths.
+        rewards: what answers are worth.
         group: answers to each prompt.
 
     Raises:
-        ValueError: no rows, rows without `prompt`, prompts that are longer than there is room for, no reward function, or
-            a batch that is no multiple of the group.
+        ValueError: no rows, rows without `prompt`, prompts that are longer than there is room for, a reward function
+            that wants other columns or reads less, or a batch that is no multiple of the group.
     """
 
     def __init__(
-        self, model: LanguageModel, args: PolicyConfig, dataset: Dataset, reward_funcs: Reward | Sequence[Reward] | None, group: int,
-        batches: int = 1,
-    ):  # fmt: skip
-        self.model, self.args, self.group = model, args, group
-        self.rewards = Rewards(reward_funcs, args.reward_weights, model.tokenizer)
+        self, model: LanguageModel, args: PolicyConfig, dataset: Dataset, rewards: Rewards, group: int, batches: int = 1
+    ):
+        self.model, self.args, self.group, self.rewards = model, args, group, rewards
         self.rows = read_rows(dataset)
         require(self.rows, ("prompt",))
         self.prompts = [_fitted(number, model.encode(row["prompt"]), model.decoder, args) for number, row in enumerate(self.rows)]
@@ -120,6 +122,7 @@ class Rollouts:
                 f"num_generations={group}: choose them so that every prompt of a step gets all its answers"
             )
         check(model.decoder, self.prompts, args.generation, model.tokenizer.eos_ids)
+        rewards.check(self.rows, max(map(len, self.prompts)) + args.max_completion_length)
         self.samples: list[Sample] = []
 
     @property
@@ -184,8 +187,9 @@ def _fitted(number: int, prompt: list[int], decoder: Decoder, args: PolicyConfig
     longest = room if args.max_prompt_length is None else min(room, args.max_prompt_length)
     if len(prompt) > longest and not args.truncate_prompts:
         raise ValueError(
-            f"prompt {number} has {len(prompt)} tokens, and there is room for {longest}: shorten it, ask for a smaller "
-            "max_completion_length, or give truncate_prompts=True, which keeps its end"
+            f"prompt {number} has {len(prompt)} tokens, and there is room for {longest} by max_prompt_length={args.max_prompt_length} and a "
+            f"context of {context} with max_completion_length={args.max_completion_length}: shorten it, or give truncate_prompts=True, "
+            "which keeps its end"
         )
     return prompt[-longest:]
 

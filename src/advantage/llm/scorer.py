@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from advantage.llm import families, folder
-from advantage.llm.dataset import ended, slots_for, texts_right
+from advantage.llm.dataset import ended, slots_for, texts_right, until_end
 from advantage.llm.decoder import Decoder, hidden_states
 from advantage.llm.model import LanguageModel
 from advantage.llm.tokenizer import Tokenizer
@@ -98,7 +98,7 @@ class RewardModel:
         """Tokens of a whole text, with the one that ends it, or of messages."""
         if isinstance(text, str):
             return ended(self.tokenizer, self.tokenizer.encode(text))
-        return self.tokenizer.encode(self.tokenizer.chat(text), special=False)
+        return until_end(self.tokenizer, self.tokenizer.encode(self.tokenizer.chat(text), special=False))
 
     def score(self, texts: Sequence[Any], batch_size: int = 16) -> list[float]:
         """How good each text, or list of messages, is.
@@ -126,16 +126,26 @@ class RewardModel:
 
     def save(self, path: str | os.PathLike) -> None:
         """Write a folder that transformers loads as `AutoModelForSequenceClassification`, adapters merged into the weights."""
-        family = families.FAMILIES[self.scorer.decoder.config.model_type]
-        kind = family.architecture.replace("ForCausalLM", "ForSequenceClassification")
-        contents = {**(self.model.contents or {}), "architectures": [kind], "num_labels": 1, "id2label": {"0": "LABEL_0"},
-                    "label2id": {"LABEL_0": 0}, "pad_token_id": self.tokenizer.pad_id}  # fmt: skip
+        tokenizer = _padding_apart(self.tokenizer)
+        contents = {**(self.model.contents or {}), "architectures": [families.FAMILIES[self.scorer.decoder.config.model_type].classifier],
+                    "num_labels": 1, "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}, "pad_token_id": tokenizer.pad_id}  # fmt: skip
         folder.write_decoder(path, self.scorer.decoder, contents, {SCORE: np.asarray(self.scorer.score)})
-        self.tokenizer.save(path)
+        tokenizer.save(path)
 
     def of(self, scorer: Scorer) -> RewardModel:
         """The same with other weights."""
         return RewardModel(scorer, self.tokenizer, self.model.contents, self.model.name)
+
+
+def _padding_apart(tokenizer: Tokenizer) -> Tokenizer:
+    """With padding by a token that ends no text: transformers reads a score at the last token that is no padding."""
+    if tokenizer.pad_id not in tokenizer.eos_ids:
+        return tokenizer
+    names = [tokenizer.special[name] for name in ("unk_token", "bos_token")]
+    candidates = [tokenizer.backend.token_to_id(name) for name in names if name is not None] + list(range(tokenizer.size))
+    pad = next((token for token in candidates if token is not None and token not in tokenizer.eos_ids), tokenizer.pad_id)
+    settings = {**tokenizer.settings, "pad_token": tokenizer.backend.id_to_token(pad)}
+    return Tokenizer(tokenizer.backend, settings, tokenizer.chat_template, tokenizer.eos_ids)
 
 
 def load_reward_model(path: str | os.PathLike, dtype: str | None = None) -> RewardModel:

@@ -27,6 +27,7 @@ from advantage.llm import lora
 from advantage.llm.decoder import Decoder
 from advantage.llm.folder import read_json, read_tensors
 from advantage.llm.model import LanguageModel, load_model
+from advantage.llm.tokenizer import Tokenizer
 
 T = TypeVar("T")
 S = TypeVar("S")  # a run's state: a tree of arrays with a `step`
@@ -148,8 +149,9 @@ def network_of(learner: Learner, network: Network) -> Network:
 
 
 def copied(network: Network) -> Network:
-    """For good."""
-    return jax.tree.map(lambda x: jnp.array(x, copy=True), network)
+    """For good; what does not learn is never given back, and stays where it is."""
+    learned, rest = eqx.partition(network, lora.trained(network))
+    return eqx.combine(jax.tree.map(lambda x: jnp.array(x, copy=True), learned), rest)
 
 
 def computing(config: TrainingConfig, network: Network) -> Network:
@@ -166,9 +168,29 @@ def reference_of(model: LanguageModel, given: LanguageModel | str | os.PathLike 
     if given is None:
         return model.decoder
     reference = given if isinstance(given, LanguageModel) else load_model(given)
-    if reference.tokenizer.backend.get_vocab() != model.tokenizer.backend.get_vocab():
-        raise ValueError("ref_model has another vocabulary than model: its log-probabilities are of other tokens")
+    check_fits("ref_model", reference, model)
     return reference.decoder
+
+
+def check_fits(name: str, other: LanguageModel, model: LanguageModel) -> None:
+    """Raise `ValueError` for a model that cannot read what another one does."""
+    if other.tokenizer.backend.get_vocab() != model.tokenizer.backend.get_vocab():
+        raise ValueError(f"{name} has another vocabulary than model: it would read other tokens; give one with the same tokenizer")
+    theirs, ours = (each.decoder.config.max_position_embeddings for each in (other, model))
+    if theirs < ours:
+        raise ValueError(f"{name} has a context of {theirs} tokens and model one of {ours}: give one that reads as far")
+
+
+def check_processing_class(given: Any, model: LanguageModel) -> None:
+    """TRL's name of a tokenizer: the model has its own, so another one is refused.
+
+    Raises:
+        ValueError: it has another vocabulary.
+    """
+    if given is not None:
+        backend = given.backend if isinstance(given, Tokenizer) else given
+        if backend.get_vocab() != model.tokenizer.backend.get_vocab():
+            raise ValueError("processing_class has another vocabulary than the model's own tokenizer: leave it out, or load the model with it")
 
 
 @functools.partial(jax.jit, static_argnames=("config", "total", "loss"), donate_argnames="learner")
@@ -184,10 +206,10 @@ def step(
         config: by `arithmetic`, so that a run with another log is no other program.
         network: its weights that do not learn are read.
     """
-    frozen = eqx.filter(network, lora.trained(network), inverse=True)
 
     def compute(learned: PyTree, batch: PyTree) -> tuple[Array, dict[str, Array]]:
-        return loss(config, computing(config, eqx.combine(learned, frozen)), batch)
+        # Rounded as what writes and what is compared with it are, so that all three are the same model.
+        return loss(config, computing(config, network_of(learner._replace(learned=learned), network)), batch)
 
     gradient = jax.value_and_grad(compute, has_aux=True)
 
@@ -286,7 +308,8 @@ def write_checkpoint(
 def checkpoints(folder: pathlib.Path) -> list[pathlib.Path]:
     """All that are there, the newest last."""
     found = [path for path in folder.glob("checkpoint-*") if path.name.partition("-")[2].isdigit()]
-    return sorted(found, key=lambda path: int(path.name.partition("-")[2]))
+    # By time, since a folder may hold those of an earlier run, of more steps.
+    return sorted(found, key=lambda path: (path.stat().st_mtime_ns, int(path.name.partition("-")[2])))
 
 
 def read_checkpoint(path: pathlib.Path, state: S, plan: dict[str, Any]) -> S:
