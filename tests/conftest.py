@@ -22,7 +22,7 @@ ENVIRONMENT = {
     # library's own options but no loop strength reduction, which runs no faster, and a program in one piece.
     "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false --xla_cpu_use_fusion_emitters=false"
     " --xla_cpu_parallel_codegen_split_count=1 --xla_backend_extra_options=xla_cpu_disable_loop_unrolling,"
-    "xla_cpu_small_while_loop_byte_threshold=100000,-disable-lsr",
+    "xla_cpu_small_while_loop_byte_threshold=100000,-fast-isel=false,-disable-lsr",
     "NPROC": "1",  # the size of XLA's own thread pool
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",

@@ -16,8 +16,9 @@ import jax
 
 # XLA's CPU compiler unrolls the loops of every kernel: a fifth of PPO's compile time, and no faster to run. A
 # loop over little data (a random draw, advantages, a small environment) becomes one kernel instead of a dozen
-# started in turn: DQN on a JAX CartPole 46,000 -> 67,000 steps/s.
-CPU_COMPILER = "xla_cpu_disable_loop_unrolling,xla_cpu_small_while_loop_byte_threshold=100000"
+# started in turn: DQN on a JAX CartPole 46,000 -> 67,000 steps/s. What is compiled without optimising goes past LLVM's
+# fast selection of instructions, by which SAC's update gave NaN with AVX; it takes no longer.
+CPU_COMPILER = "xla_cpu_disable_loop_unrolling,xla_cpu_small_while_loop_byte_threshold=100000,-fast-isel=false"
 # mallopt's names for the size from which a block is the kernel's own, and for how much free memory is kept.
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1
 KEPT = 512 * 2**20
