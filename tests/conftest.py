@@ -115,6 +115,18 @@ def strict():
         yield
 
 
+# Where programs are many and run for moments. All else is optimised: what learns, and what is compared bit by bit with a
+# process of its own.
+NOT_OPTIMISED = ("algorithms/test_dqn.py", "drivers/test_failures.py", "experiments/test_ablate.py", "networks/")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def optimised(request):
+    """Whether XLA optimises: without, it compiles in half the time what then runs three times as long."""
+    path = request.path.relative_to(ROOT / "tests").as_posix()
+    jax.config.update("jax_disable_most_optimizations", path.startswith(NOT_OPTIMISED))
+
+
 @pytest.fixture(autouse=True, scope="module")
 def room_for_programs():
     """Drop compiled programs before they fill the process: each takes maps of memory, of which Linux gives
