@@ -79,9 +79,8 @@ def run(
                 last = number + 1 == plan.total or interrupt.requested
                 finite = bool(report["finite"])
                 if (number + 1) % args.logging_steps == 0 or last or not finite:
-                    row = _row(reports, time.perf_counter() - began)
-                    row |= {"time/total_timesteps": number + 1, "train/epoch": (number + 1) / plan.per_epoch}
-                    _log(logger, number + 1, row, history)
+                    row = {"time/total_timesteps": number + 1, "train/epoch": (number + 1) / plan.per_epoch}
+                    _log(logger, number + 1, _row(reports, time.perf_counter() - began) | row, history)
                     reports, began = [], time.perf_counter()
                 if not finite:
                     keep()
