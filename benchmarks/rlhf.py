@@ -87,7 +87,7 @@ def others(seed: int, model: Any, reward: Any, folder: str) -> dict[str, Any]:
     found = {"RLOO": measured(RLOOTrainer(model.of(model.decoder), [reward.model, rlhf.rule], rloo, prompts, held))}
     found["GRPO"] = measured(GRPOTrainer(model.of(model.decoder), rlhf.rule, grpo, prompts, held))
     names = ("output_dir", "lr_scheduler_type", "seed", "report_to", "save_steps", "logging_steps")
-    dpo = DPOConfig(**{name: shared[name] for name in names}, max_steps=STEPS // 4, learning_rate=1e-4, per_device_train_batch_size=32)
+    dpo = DPOConfig(**{name: shared[name] for name in names}, max_steps=STEPS // 4, learning_rate=2e-5, per_device_train_batch_size=32)
     trainer = DPOTrainer(model.of(model.decoder), args=dpo, train_dataset=rlhf.compared(draw, 1000), eval_dataset=rlhf.compared(draw, 500))
     before = trainer.evaluate()
     tuned = trainer.train()

@@ -102,11 +102,11 @@ def text_model(draw: random.Random, seed: int, steps: int, folder: str) -> Langu
 def reward_model(draw: random.Random, model: LanguageModel, seed: int, steps: int, folder: str) -> RewardTrainer:
     """Trained on pairs, and measured on others."""
     args = RewardConfig(
-        output_dir=f"{folder}/reward", max_steps=steps, learning_rate=5e-4, per_device_train_batch_size=32, seed=seed,
+        output_dir=f"{folder}/reward", max_steps=steps * 3 // 2, learning_rate=3e-4, per_device_train_batch_size=32, seed=seed,
         warmup_steps=steps // 20,
         lr_scheduler_type="cosine", logging_steps=max(steps // 8, 1), save_steps=10**9,
     )  # fmt: skip
-    trainer = RewardTrainer(model, args, compared(draw, 2000), compared(draw, 500))
+    trainer = RewardTrainer(model, args, compared(draw, 4000), compared(draw, 500))
     trainer.train()
     return trainer
 

@@ -37,7 +37,7 @@ ROOMS = {
     "normalising": FOUNDATION | {"algorithms", "envs"},  # a `VecNormalize` meets a model's algorithm
     "models": FOUNDATION | {"platform", "memory", "algorithms", "envs", "drivers", "training", "normalising", "__init__"},
     "experiments": {"types", "equations", "algorithms", "envs", "drivers", "training", "models", "__init__"},  # algorithms: of what parts one is made
-    "llm": {"types", "disk", "equations", "networks", "training"},
+    "llm": {"types", "platform", "disk", "equations", "networks", "training"},
     "cli": {"types", "envs", "training", "models", "experiments", "llm", "__init__"},
 }
 

@@ -26,6 +26,7 @@ UNTESTED: dict[str, int] = {
     "docs/algorithms/rainbow.md": 1,  # half an hour; tests/experiments/test_ablate.py has a small budget
     "docs/comparing.md": 2,  # minutes; tests/test_cli.py runs both commands with a small budget
     "docs/design.md": 1,  # signatures only
+    "docs/scaling.md": 1,  # eight devices; tests/llm/test_sharding.py has eight of a CPU
     "docs/environments.md": 1,  # hours; tests/test_cli.py runs both commands with a small budget
 }
 FEW = 6

@@ -1,8 +1,9 @@
-"""The command line of language models: `advantage llm generate`, `chat`, `sft`, `reward`, `dpo`, `ppo`, `grpo`, `rloo`."""
+"""The command line of language models: `advantage llm generate`, `chat`, `sft`, `reward`, `dpo`, `ppo`, `grpo`, `rloo`, `plan`."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import runpy
 import sys
 from pathlib import Path
@@ -12,6 +13,9 @@ from tyro.conf import OmitArgPrefixes, Positional, SuppressFixed, UseAppendActio
 
 from advantage.llm.dpo import DPOConfig, DPOTrainer
 from advantage.llm.grpo import GRPOConfig, GRPOTrainer
+from advantage.llm import plan as plans
+from advantage.llm.families import config_of
+from advantage.llm.folder import read_json
 from advantage.llm.model import load_model
 from advantage.llm.ppo import PPOConfig, PPOTrainer
 from advantage.llm.reward import RewardConfig, RewardTrainer
@@ -225,6 +229,55 @@ def rloo(
     _reinforce(RLOOTrainer(model, _rewards(reward), args, dataset, eval_dataset, peft_config=_lora(lora)), resume)
 
 
+def plan(
+    *,
+    model: Annotated[Path, arg(metavar="CONFIG")],
+    devices: int = 1,
+    algorithm: Literal["sft", "reward", "dpo", "ppo", "grpo", "rloo"] = "ppo",
+    mesh: tuple[int, int, int] | None = None,
+    rows: int = 8,
+    batches: int = 1,
+    prompt: int = 512,
+    completion: int = 512,
+    updates: int | None = None,
+    lora: int = 0,
+    reward_model: bool = False,
+    full_precision: bool = False,
+    keep_activations: bool = False,
+    memory: float = 80.0,
+    debug: Debug = False,
+) -> None:
+    """What a run would take on so many devices: bytes on each and seconds a step, computed from shapes; nothing is loaded.
+
+    Args:
+        model: A config.json, or its folder.
+        devices: How many there are.
+        algorithm: What is run.
+        mesh: Devices along data, fsdp and tensor; all along fsdp where it is not given.
+        rows: Texts, or pairs, that pass the network at once on each device.
+        batches: Such batches of a step.
+        prompt: Tokens of a prompt.
+        completion: Tokens of an answer.
+        updates: Passes over a step's texts; 4 of ppo and 1 of the others where it is not given.
+        lora: Train an adapter of this rank; 0: all weights.
+        reward_model: One of the same size stands beside the policy.
+        full_precision: Everything in float32, not bfloat16.
+        keep_activations: Nothing is computed twice: no gradient checkpointing.
+        memory: Of a device, in GB.
+        debug: On an error, show where it arose.
+    """
+    split = mesh or (1, devices, 1)
+    if math.prod(split) != devices:
+        raise ValueError(f"mesh={split} has {math.prod(split)} devices and devices={devices}: give sizes with that product")
+    file = model / "config.json" if model.is_dir() else model
+    if not file.is_file():
+        raise ValueError(f"model={model}: there is no file {file}; give a config.json or its folder")
+    job = plans.Job(algorithm, split, rows, prompt, completion, updates or (4 if algorithm == "ppo" else 1), batches, lora,
+                    weights="float32" if full_precision else "bfloat16", bf16=not full_precision,
+                    gradient_checkpointing=not keep_activations, reward_model=reward_model)  # fmt: skip
+    print(plans.described(config_of(read_json(file)), job, plans.Device(memory=memory * 1e9)))
+
+
 def _reinforce(trainer: PPOTrainer | GRPOTrainer | RLOOTrainer, resume: bool) -> None:
     """Learn from rewards, measured before and after where there are prompts for it."""
     before = None if trainer.eval_rollouts is None else trainer.evaluate()
@@ -270,4 +323,4 @@ def _line() -> str:
     return sys.stdin.readline().strip()
 
 
-COMMANDS = {"generate": generate, "chat": chat, "sft": sft, "reward": reward, "dpo": dpo, "ppo": ppo, "grpo": grpo, "rloo": rloo}
+COMMANDS = {"generate": generate, "chat": chat, "sft": sft, "reward": reward, "dpo": dpo, "ppo": ppo, "grpo": grpo, "rloo": rloo, "plan": plan}

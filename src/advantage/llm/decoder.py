@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from advantage.llm import sharding
 from advantage.llm.rope import Rope, rotated, rotations
 
 Key = Array
@@ -246,12 +247,12 @@ def unstacked(decoder: Decoder) -> list[Block]:
 def empty_caches(config: DecoderConfig, batch: int, slots: int, dtype: jnp.dtype) -> list[Cache]:
     """Room for so many tokens of each sequence."""
     shape = (batch, slots, config.num_key_value_heads, config.head_dim)
-    return [Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(config.num_hidden_layers)]
+    return [Cache(*(sharding.split(jnp.zeros(shape, dtype), sharding.ROWS, None, "tensor") for _ in "kv")) for _ in range(config.num_hidden_layers)]
 
 
 def logits(decoder: Decoder, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
     """The unnormalised log-probabilities of the next token, in float32."""
-    head = decoder.embedding if decoder.head is None else decoder.head
+    head = sharding.split(decoder.embedding if decoder.head is None else decoder.head, "tensor")
     out = jnp.einsum("...d,vd->...v", hidden, head, preferred_element_type=jnp.float32)
     return _capped(out, decoder.config.logit_softcap)
 
@@ -302,6 +303,7 @@ def _layers(decoder: Decoder) -> tuple[Block, Bool[Array, " L"]]:
 
 def _block(config: DecoderConfig, block: Block, x: Float[Array, "B T D"], here: _Place, attend: Attend):
     """`(x after the block, what attend kept)`."""
+    block = sharding.gathered(block)
 
     def heads(linear: Linear, norm: Array | None) -> Array:
         out = linear(normed).reshape((*x.shape[:2], -1, config.head_dim))
@@ -314,7 +316,7 @@ def _block(config: DecoderConfig, block: Block, x: Float[Array, "B T D"], here: 
     x = x + _post(config, block.output(attended.reshape((*x.shape[:2], -1))), block.attention_post_norm)
     normed = _rms_norm(config, x, block.mlp_norm)
     gated = ACTIVATIONS[config.hidden_act](block.gate(normed)) * block.up(normed)
-    return x + _post(config, block.down(gated), block.mlp_post_norm), kept
+    return sharding.split(x + _post(config, block.down(gated), block.mlp_post_norm), sharding.ROWS), kept
 
 
 def _attention(config: DecoderConfig, query: Array, key: Array, value: Array, mask: Array) -> Float[Array, "B T N H"]:
@@ -336,10 +338,10 @@ def _attention(config: DecoderConfig, query: Array, key: Array, value: Array, ma
 
 def _embedded(decoder: Decoder, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
     """A token's vector."""
-    x = decoder.embedding[tokens]
+    x = sharding.split(decoder.embedding, "tensor")[tokens]
     scale = decoder.config.embedding_scale
     # In the weights' own precision, as the families' own code has it.
-    return x if scale == 1.0 else x * jnp.asarray(scale, x.dtype)
+    return sharding.split(x if scale == 1.0 else x * jnp.asarray(scale, x.dtype), sharding.ROWS)
 
 
 def _rms_norm(config: DecoderConfig, x: Float[Array, "*batch D"], weight: Float[Array, " D"]) -> Float[Array, "*batch D"]:

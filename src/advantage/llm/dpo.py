@@ -15,12 +15,12 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from advantage.equations.preferences import direct_preference
-from advantage.llm import loop, training
+from advantage.llm import loop, plan, training
 from advantage.llm.dataset import Dataset
 from advantage.llm.decoder import Decoder, hidden_states
 from advantage.llm.likelihood import of_targets
-from advantage.llm.model import LanguageModel, load_model
-from advantage.llm.preferences import Pair, Pairs, batches_of, pairs_of
+from advantage.llm.model import LanguageModel
+from advantage.llm.preferences import Pair, Pairs, batches_of, longest, pairs_of
 from advantage.llm.training import Learner, LoraConfig, TrainingConfig
 
 
@@ -122,15 +122,14 @@ class DPOTrainer:
         *,
         processing_class: Any | None = None,
     ):
-        self.model = model if isinstance(model, LanguageModel) else load_model(model)
-        self.args = args
-        training.check_processing_class(processing_class, self.model)
+        self.model, self.args = training.loaded(model, args, processing_class), args
         self.length = min(args.max_length, self.model.decoder.config.max_position_embeddings)
         self.train_pairs = self._pairs(train_dataset)
         self.eval_pairs = None if eval_dataset is None else self._pairs(eval_dataset)
-        self.reference = training.reference_of(self.model, ref_model)
+        self.reference = training.reference_of(self.model, ref_model, args)
         if peft_config is not None:
-            training.add_lora(self.model, peft_config, args.seed)
+            training.add_lora(self.model, peft_config, args)
+        plan.require_room("dpo", self.model.decoder, args, (1, longest(self.train_pairs)))
         self.log_history: list[dict[str, float]] = []
 
     def _pairs(self, dataset: Dataset) -> list[Pair]:
@@ -161,9 +160,9 @@ class DPOTrainer:
         def finish(learner: Learner) -> None:
             self.model.decoder = training.copied(training.network_of(learner, base))
 
-        plan = loop.Plan(total, training.steps_per_epoch(len(rows), args), training.said_of(args, len(rows)))
+        work = loop.Plan(total, training.steps_per_epoch(len(rows), args), training.said_of(args, len(rows)))
         learner = training.start(base, training.optimiser_of(args, total))
-        loop.run(args, plan, learner, advance, save, finish, resume_from_checkpoint, self.log_history)
+        loop.run(args, work, learner, advance, save, finish, resume_from_checkpoint, self.log_history)
         return self.model
 
     def evaluate(self) -> dict[str, float]:
@@ -174,7 +173,7 @@ class DPOTrainer:
         """
         if self.eval_pairs is None:
             raise ValueError("evaluate needs eval_dataset: give it to DPOTrainer")
-        rows, size = self._compared(self.eval_pairs), self.args.per_device_train_batch_size
+        rows, size = self._compared(self.eval_pairs), self.args.batch_size
         sums: dict[str, float] = {}
         for first in range(0, len(rows), size):
             batch = jax.tree.map(lambda x: x[0], self._batches([rows[first : first + size]]))
@@ -188,7 +187,7 @@ class DPOTrainer:
 
     def _batches(self, parts: Sequence[Sequence[ComparedPair]]) -> Compared:
         """A step's batches, stacked."""
-        size = self.args.per_device_train_batch_size
+        size = self.args.batch_size
         pairs = batches_of([[row.pair for row in part] for part in parts], size, self.length)
         numbers = np.zeros((2, len(parts), size), np.float32)
         for place, part in enumerate(parts):
@@ -198,7 +197,7 @@ class DPOTrainer:
 
     def _compared(self, pairs: Sequence[Pair]) -> list[ComparedPair]:
         """With the reference's log-probabilities, which do not change while the policy does."""
-        size, config = self.args.per_device_train_batch_size, self.args.arithmetic()
+        size, config = self.args.batch_size, self.args.arithmetic()
         found: list[ComparedPair] = []
         for first in range(0, len(pairs), size):
             part = pairs[first : first + size]

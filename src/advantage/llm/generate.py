@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from advantage.llm import decoder as decoders
-from advantage.llm import sampling
+from advantage.llm import sampling, sharding
 from advantage.llm.decoder import Cache, Decoder
 from advantage.llm.stopping import Stops, stops
 
@@ -182,7 +182,7 @@ def _run(decoder, tokens, start, numbers, automata, key, eos_ids, new_tokens, ki
     """Read the prompts but for their last token, then write."""
     rows, slots = tokens.shape
     COMPILED[rows, slots, new_tokens] += 1
-    layers = decoders.unstacked(decoder)
+    layers = [sharding.gathered(layer) for layer in decoders.unstacked(decoder)]  # once, not for each token
     caches = decoders.empty_caches(decoder.config, rows, slots + new_tokens, decoder.norm.dtype)
     if slots > 1:
         _, caches = decoders.hidden_states_cached(decoder, layers, tokens[:, :-1], start, caches, 0)

@@ -24,10 +24,10 @@ from advantage.equations.sequences import (
     of_whole_answers,
     truncated_importance,
 )
-from advantage.llm import loop, policy_run, rollout, training
+from advantage.llm import loop, plan, policy_run, rollout, training
 from advantage.llm.dataset import Dataset
 from advantage.llm.decoder import Decoder
-from advantage.llm.model import LanguageModel, load_model
+from advantage.llm.model import LanguageModel
 from advantage.llm.rewards import Reward, Rewards
 from advantage.llm.rollout import PolicyConfig, Rollouts, Scored, Written, in_batches, log_probs
 from advantage.llm.training import Learner, LoraConfig
@@ -212,15 +212,14 @@ class GRPOTrainer:
         peft_config: LoraConfig | Any | None = None,
         processing_class: Any | None = None,
     ):
-        self.model = model if isinstance(model, LanguageModel) else load_model(model)
-        self.args = args
-        training.check_processing_class(processing_class, self.model)
-        rewards = Rewards(reward_funcs, args.reward_weights, self.model.tokenizer)
+        self.model, self.args = training.loaded(model, args, processing_class), args
+        rewards = Rewards(reward_funcs, args.reward_weights, self.model.tokenizer, args.mesh)
         self.rollouts = Rollouts(self.model, args, train_dataset, rewards, args.num_generations)
         self.eval_rollouts = None if eval_dataset is None else Rollouts(self.model, args, eval_dataset, rewards, 1)
-        self.reference = training.reference_of(self.model, ref_model) if args.beta else None
+        self.reference = training.reference_of(self.model, ref_model, args) if args.beta else None
         if peft_config is not None:
-            training.add_lora(self.model, peft_config, args.seed)
+            training.add_lora(self.model, peft_config, args)
+        plan.require_room("grpo", self.model.decoder, args, self.rollouts.lengths, rewards.networks)
         self.log_history: list[dict[str, float]] = []
 
     def train(self, resume_from_checkpoint: bool | str | os.PathLike | None = None) -> LanguageModel:

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from advantage.llm import training
+from advantage.llm import sharding, training
 from advantage.llm.training import S, TrainingConfig
 from advantage.training.interrupt import Interrupt
 from advantage.training.loggers import Logger, configure
@@ -56,7 +56,7 @@ def run(
     """
     folder = pathlib.Path(args.output_dir)
     said = {**plan.said, "total": plan.total}
-    state = _resumed(state, folder, resume, said)
+    state = sharding.placed(args.mesh, _resumed(state, folder, resume, said))
     logger = configure(folder, args.formats, append=bool(resume))
     reports: list[Report] = []
     began = time.perf_counter()
@@ -65,7 +65,7 @@ def run(
         training.write_checkpoint(folder, state, said, lambda path: save(state, path), args.save_total_limit)
 
     try:
-        with Interrupt() as interrupt:
+        with sharding.over(args.mesh), Interrupt() as interrupt:
             for number in range(int(state.step), plan.total):
                 try:
                     state, report = advance(state, number)

@@ -22,7 +22,7 @@ from advantage.equations.divergence import steered_coefficient
 from advantage.equations.objectives import clipped_surrogate, clipped_value, kl_estimate, normalised, squared_error
 from advantage.equations.returns import generalised_advantage
 from advantage.equations.sequences import truncated_importance
-from advantage.llm import loop, lora, policy_run, rollout, training
+from advantage.llm import loop, lora, plan, policy_run, rollout, sharding, training
 from advantage.llm.dataset import Dataset
 from advantage.llm.decoder import Decoder, hidden_states
 from advantage.llm.likelihood import of_targets
@@ -162,14 +162,26 @@ def token_rewards(
 
 
 def last_of(mask: Float[Array, "B G"]) -> Float[Array, "B G"]:
-    """1 at each answer's last token."""
-    return mask - jnp.pad(mask[:, 1:], ((0, 0), (0, 1)))
+    """1 at each answer's last token, be there others between its tokens or not."""
+    return mask * (jnp.cumsum(mask[:, ::-1], axis=1)[:, ::-1] == 1)
 
 
 def advantages(
     config: PPOConfig, rewards: Float[Array, "B G"], value: Float[Array, "B G"], mask: Float[Array, "B G"]
 ) -> tuple[Float[Array, "B G"], Float[Array, "B G"]]:
-    """`(advantages, returns)` of answers, each an episode that ends with its last token."""
+    """`(advantages, returns)` of answers, each an episode that ends with its last token.
+
+    Its steps are the model's own tokens: what it was told between them is part of what it sees next.
+    """
+    order = jnp.argsort(mask == 0, axis=1, stable=True)  # own tokens first, and in their order
+    rewards, value, mask = (jnp.take_along_axis(x, order, axis=1) for x in (rewards, value, mask))
+    found, returns = _advantages(config, rewards, value, mask)
+    back = jnp.argsort(order, axis=1)
+    return jnp.take_along_axis(found, back, axis=1), jnp.take_along_axis(returns, back, axis=1)
+
+
+def _advantages(config: PPOConfig, rewards: Array, value: Array, mask: Array) -> tuple[Array, Array]:
+    """The same of answers without gaps."""
     following = jnp.pad(value[:, 1:], ((0, 0), (0, 1)))  # values behind an end are 0
     ended = (last_of(mask) > 0) | (mask == 0)
     found = generalised_advantage(rewards.T, value.T, following.T, ended.T, config.gamma, config.lam).T * mask
@@ -226,17 +238,17 @@ class PPOTrainer:
         if reward_model is not None and reward_funcs is not None:
             raise ValueError("reward_model and reward_funcs are given: put both in reward_funcs=[...]")
         reward_funcs = reward_model if reward_funcs is None else reward_funcs
-        self.model = model if isinstance(model, LanguageModel) else load_model(model)
-        self.args = args
-        training.check_processing_class(processing_class, self.model)
-        rewards = Rewards(reward_funcs, args.reward_weights, self.model.tokenizer)
+        self.model, self.args = training.loaded(model, args, processing_class), args
+        rewards = Rewards(reward_funcs, args.reward_weights, self.model.tokenizer, args.mesh)
         self.rollouts = Rollouts(self.model, args, train_dataset, rewards, 1, args.num_mini_batches)
         self.eval_rollouts = None if eval_dataset is None else Rollouts(self.model, args, eval_dataset, rewards, 1, args.num_mini_batches)
-        self.reference = training.reference_of(self.model, ref_model)
+        self.reference = training.reference_of(self.model, ref_model, args)
         critic = _critic(self.model, value_model)
         if peft_config is not None:
-            training.add_lora(self.model, peft_config, args.seed)
-        self.policy = ActorCritic(self.model.decoder, critic.score, None if value_model is None else critic.decoder)
+            training.add_lora(self.model, peft_config, args)
+        plan.require_room("ppo", self.model.decoder, args, self.rollouts.lengths, rewards.networks)
+        policy = ActorCritic(self.model.decoder, critic.score, None if value_model is None else critic.decoder)
+        self.policy = sharding.placed(args.mesh, policy)
         self.log_history: list[dict[str, float]] = []
 
     def train(self, resume_from_checkpoint: bool | str | os.PathLike | None = None) -> LanguageModel:

@@ -50,6 +50,11 @@ def pairs_of(tokenizer: Tokenizer, dataset: Dataset, length: int, truncate: bool
     return [pair if _prompted(row) else _answers_alone(pair) for row, pair in zip(rows, pairs, strict=True)]
 
 
+def longest(pairs: Sequence[Pair]) -> int:
+    """Tokens of a text at most."""
+    return max(len(side.tokens) for pair in pairs for side in pair)
+
+
 def _whole(tokenizer: Tokenizer, row: Row, side: str) -> Example:
     """A text from its prompt to its end."""
     prompt, answer = row.get("prompt"), row[side]

@@ -12,10 +12,10 @@ import numpy as np
 from jaxtyping import Array
 
 from advantage.equations.preferences import bradley_terry
-from advantage.llm import loop, training
+from advantage.llm import loop, plan, sharding, training
 from advantage.llm.dataset import Dataset
 from advantage.llm.model import LanguageModel, load_model
-from advantage.llm.preferences import Pair, Pairs, batches_of, pairs_of
+from advantage.llm.preferences import Pair, Pairs, batches_of, longest, pairs_of
 from advantage.llm.scorer import RewardModel, Scorer, scores
 from advantage.llm.training import Learner, LoraConfig, TrainingConfig
 
@@ -94,15 +94,16 @@ class RewardTrainer:
             language_model = model if isinstance(model, LanguageModel) else load_model(model)
             if peft_config is not None:
                 language_model = language_model.of(language_model.decoder)
-                training.add_lora(language_model, peft_config, args.seed)
+                training.add_lora(language_model, peft_config, args)
             model = RewardModel.from_language_model(language_model)
         elif peft_config is not None:
             raise ValueError("peft_config with a RewardModel: give the language model that it is to be made of")
-        self.model, self.args = model, args
+        self.model, self.args = model.of(sharding.placed(args.mesh, model.scorer)), args
         training.check_processing_class(processing_class, model.model)
         self.length = min(args.max_length, model.scorer.decoder.config.max_position_embeddings)
         self.train_pairs = self._pairs(train_dataset)
         self.eval_pairs = None if eval_dataset is None else self._pairs(eval_dataset)
+        plan.require_room("reward", model.scorer.decoder, args, (1, longest(self.train_pairs)))
         self.log_history: list[dict[str, float]] = []
 
     def _pairs(self, dataset: Dataset) -> list[Pair]:
@@ -124,7 +125,7 @@ class RewardTrainer:
         total = training.total_steps(rows, args)
 
         def advance(learner: Learner, number: int) -> tuple[Learner, loop.Report]:
-            batches = batches_of(training.parts_of(number, self.train_pairs, args), args.per_device_train_batch_size, self.length)
+            batches = batches_of(training.parts_of(number, self.train_pairs, args), args.batch_size, self.length)
             return training.step(args.arithmetic(), total, pair_loss, learner, base, batches)
 
         def save(learner: Learner, path: pathlib.Path) -> None:
@@ -133,9 +134,9 @@ class RewardTrainer:
         def finish(learner: Learner) -> None:
             self.model = self.model.of(training.copied(training.network_of(learner, base)))
 
-        plan = loop.Plan(total, training.steps_per_epoch(rows, args), training.said_of(args, rows))
+        work = loop.Plan(total, training.steps_per_epoch(rows, args), training.said_of(args, rows))
         learner = training.start(base, training.optimiser_of(args, total))
-        loop.run(args, plan, learner, advance, save, finish, resume_from_checkpoint, self.log_history)
+        loop.run(args, work, learner, advance, save, finish, resume_from_checkpoint, self.log_history)
         return self.model
 
     def evaluate(self) -> dict[str, float]:

@@ -10,16 +10,19 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from advantage.llm import sharding
 from advantage.llm.dataset import Row
+from advantage.llm.decoder import Decoder
+from advantage.llm.dialogue import TextEnvironment, is_environment
 from advantage.llm.scorer import RewardModel, load_reward_model
 from advantage.llm.tokenizer import Tokenizer
 
 RewardFunction = Callable[..., Sequence[float | None]]
 """`f(prompts, completions, completion_ids, **columns)`, or any of these: a number an answer, or None where it has nothing to say.
 
-Answers to chats are lists of one message, as in TRL.
+Answers to chats are lists of one message, as in TRL, or of all that was said where an environment answers.
 """
-Reward = RewardFunction | RewardModel | str | os.PathLike
+Reward = RewardFunction | RewardModel | type[TextEnvironment] | str | os.PathLike
 OURS = ("prompts", "completions", "completion_ids")
 
 
@@ -30,17 +33,21 @@ class Asked(NamedTuple):
     prompts: Sequence[Sequence[int]]  # tokens
     answers: Sequence[Sequence[int]]
     texts: Sequence[str]  # the answers
+    messages: Sequence[Sequence[dict[str, Any]]] | None = None  # of conversations, what was said in turns
+    earned: Sequence[float] | None = None  # of conversations, what their environment gave
 
 
 class Rewards:
     """All reward functions of a run, and what each weighs.
 
     Raises:
-        TypeError: something else than a function, a `RewardModel` or a path.
-        ValueError: none, or weights that are no numbers, or not one for each.
+        TypeError: something else than a function, a `RewardModel`, a class of `TextEnvironment` or a path.
+        ValueError: none, two environments, or weights that are no numbers, or not one for each.
     """
 
-    def __init__(self, given: Reward | Sequence[Reward] | None, weights: Sequence[float] | None, tokenizer: Tokenizer):
+    def __init__(
+        self, given: Reward | Sequence[Reward] | None, weights: Sequence[float] | None, tokenizer: Tokenizer, mesh: Sequence[int] = (1, 1, 1)
+    ):
         given = list(given) if isinstance(given, list | tuple) else [] if given is None else [given]
         if not given:
             raise ValueError("reward_funcs is empty: give a function, a RewardModel or the path of one, or a list of these")
@@ -52,9 +59,19 @@ class Rewards:
         if weights is not None and (len(weights) != len(loaded) or not np.isfinite(weights).all()):
             raise ValueError(f"reward_weights={list(weights)} for {len(loaded)} reward functions: give a finite number for each")
         self.weights = np.ones(len(loaded)) if weights is None else np.asarray(weights, np.float64)
-        self.tokenizer, self.loaded = tokenizer, loaded
-        self.names = _names(loaded)
-        self.functions = [_model_function(each, tokenizer) if isinstance(each, RewardModel) else _function(each) for each in loaded]
+        self.tokenizer = tokenizer
+        self.loaded = [each.of(sharding.placed(mesh, each.scorer)) if isinstance(each, RewardModel) else each for each in loaded]
+        self.names = _names(self.loaded)
+        self.functions = [_called(each, tokenizer) for each in self.loaded]
+        environments = [each for each in self.loaded if is_environment(each)]
+        if len(environments) > 1:
+            raise ValueError(f"reward_funcs has {len(environments)} environments: one can answer the model; give functions beside it")
+        self.environment: type[TextEnvironment] | None = environments[0] if environments else None
+
+    @property
+    def networks(self) -> list[Decoder]:
+        """Of the reward models."""
+        return [each.scorer.decoder for each in self.loaded if isinstance(each, RewardModel)]
 
     def check(self, rows: Sequence[Row], longest: int) -> None:
         """Raise `ValueError` for a function that wants a column which some row lacks, or a model that cannot read `longest` tokens."""
@@ -64,10 +81,11 @@ class Rewards:
                 if context < longest:
                     raise ValueError(f"{name} has a context of {context} tokens, and prompt and answer may have {longest}: give one that reads as far")
                 continue
-            for wanted in _required(each) - {*OURS}:
+            needed = _required(each.reset) - {"self"} if is_environment(each) else _required(each) - {*OURS}
+            for wanted in needed:
                 lacking = next((number for number, row in enumerate(rows) if wanted not in row), None)
                 if lacking is not None:
-                    raise ValueError(f"the reward function {name} wants {wanted!r}, which row {lacking} of the dataset has not: give every row that column")
+                    raise ValueError(f"{'the environment' if is_environment(each) else 'the reward function'} {name} wants {wanted!r}, which row {lacking} of the dataset has not: give every row that column")
 
     def __call__(self, asked: Asked) -> tuple[Float[np.ndarray, " B"], dict[str, float]]:
         """`(the weighted sum for each answer, each function's mean)`.
@@ -111,6 +129,13 @@ def _required(function: RewardFunction) -> set[str]:
     return {name for name, p in parameters.items() if p.kind not in kinds and p.default is inspect.Parameter.empty}
 
 
+def _called(each: RewardModel | RewardFunction | type[TextEnvironment], tokenizer: Tokenizer) -> Callable[[Asked], Any]:
+    """What gives each answer a number."""
+    if is_environment(each):
+        return lambda asked: asked.earned
+    return _model_function(each, tokenizer) if isinstance(each, RewardModel) else _function(each)
+
+
 def _function(function: RewardFunction) -> Callable[[Asked], Any]:
     """Called with the arguments that it takes."""
     parameters = inspect.signature(function).parameters
@@ -118,7 +143,8 @@ def _function(function: RewardFunction) -> Callable[[Asked], Any]:
 
     def call(asked: Asked) -> Any:
         chats = not isinstance(asked.rows[0]["prompt"], str)
-        completions = [[{"role": "assistant", "content": text}] for text in asked.texts] if chats else list(asked.texts)
+        said = asked.messages or [[{"role": "assistant", "content": text}] for text in asked.texts]
+        completions = [list(messages) for messages in said] if chats else list(asked.texts)
         known = {"prompts": [row["prompt"] for row in asked.rows], "completions": completions,
                  "completion_ids": [list(answer) for answer in asked.answers]}  # fmt: skip
         columns = dict.fromkeys(name for row in asked.rows for name in row if name not in ("prompt", *OURS))

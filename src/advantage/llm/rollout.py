@@ -16,7 +16,8 @@ from advantage.equations.objectives import kl_estimate, masked_mean
 from advantage.llm import training
 from advantage.llm.dataset import Dataset, read_rows, require
 from advantage.llm.decoder import Decoder
-from advantage.llm.generate import Generation, GenerationConfig, Key, bucket, check, generate
+from advantage.llm.dialogue import Conversation, Table
+from advantage.llm.generate import Generation, GenerationConfig, Key, bucket, check, generate, padded_left
 from advantage.llm.likelihood import likelihood
 from advantage.llm.model import LanguageModel
 from advantage.llm.rewards import Asked, Rewards
@@ -42,6 +43,7 @@ class PolicyConfig(TrainingConfig):
     missing_eos_penalty: float | int | None = None  # taken from the reward of an answer that was cut
     reward_weights: tuple[float | int, ...] | list[float | int] | None = None  # of several reward functions; None: 1 each
     importance_cap: float | int = 2.0  # how much a token counts at most that the sampler found less likely than the trainer
+    max_turns: int = 8  # answers of a conversation at most, where an environment answers; each of max_completion_length at most
     num_completions_to_print: int = 2  # answers shown with each row of the log
 
     def __post_init__(self):
@@ -51,6 +53,8 @@ class PolicyConfig(TrainingConfig):
             raise ValueError(f"temperature={self.temperature!r} has to be above 0: a policy that always does the same learns nothing")
         if self.max_prompt_length is not None and self.max_prompt_length < 1:
             raise ValueError(f"max_prompt_length={self.max_prompt_length} has to be at least 1, or None")
+        if self.max_turns < 1:
+            raise ValueError(f"max_turns={self.max_turns} has to be at least 1")
         if not self.importance_cap >= 1:
             raise ValueError(f"importance_cap={self.importance_cap!r} has to be at least 1")
         object.__setattr__(self, "stop_strings", GenerationConfig(stop_strings=self.stop_strings).stop_strings)
@@ -72,7 +76,7 @@ class Written(NamedTuple):
 
     tokens: Int[Array | np.ndarray, "*parts B PG"]  # prompt and answer
     start: Int[Array | np.ndarray, "*parts B"]  # where each prompt begins
-    mask: Float[Array | np.ndarray, "*parts B G"]  # 1 for the answer's own tokens
+    mask: Float[Array | np.ndarray, "*parts B G"]  # 1 for tokens that the model wrote; those that it was told may lie between
     sampled_log_prob: Float[Array | np.ndarray, "*parts B G"]  # of each token, by what it was drawn from
 
 
@@ -83,6 +87,15 @@ class Scored(NamedTuple):
     reward: Float[np.ndarray, " B"]
     ended: Bool[np.ndarray, " B"]  # by themselves
     report: dict[str, float]
+
+
+class Answers(NamedTuple):
+    """Answers that are not judged yet."""
+
+    written: Written
+    asked: Asked
+    ended: Bool[np.ndarray, " B"]
+    more: dict[str, float]  # to report
 
 
 class Sample(NamedTuple):
@@ -115,15 +128,23 @@ class Rollouts:
         self.rows = read_rows(dataset)
         require(self.rows, ("prompt",))
         self.prompts = [_fitted(number, model.encode(row["prompt"]), model.decoder, args) for number, row in enumerate(self.rows)]
-        self.answers = args.per_device_train_batch_size * args.gradient_accumulation_steps * batches
+        self.answers = args.batch_size * args.gradient_accumulation_steps * batches
         if self.answers % group:
             raise ValueError(
                 f"per_device_train_batch_size * gradient_accumulation_steps = {self.answers} answers are no multiple of "
                 f"num_generations={group}: choose them so that every prompt of a step gets all its answers"
             )
         check(model.decoder, self.prompts, args.generation, model.tokenizer.eos_ids)
-        rewards.check(self.rows, max(map(len, self.prompts)) + args.max_completion_length)
+        rewards.check(self.rows, sum(self.lengths))
+        self.table = None if rewards.environment is None else Table(model, rewards.environment, args.generation, args.max_turns)
         self.samples: list[Sample] = []
+
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """Tokens of a prompt and of an answer at most; a conversation may fill the context."""
+        prompt = max(map(len, self.prompts))
+        alone = self.rewards.environment is None or self.args.max_turns == 1
+        return prompt, self.args.max_completion_length if alone else self.model.decoder.config.max_position_embeddings - prompt
 
     @property
     def per_epoch(self) -> int:
@@ -148,19 +169,33 @@ class Rollouts:
 
     def _answered(self, decoder: Decoder, chosen: Sequence[int], key: Key) -> Scored:
         """An answer to each of these rows."""
+        written, asked, ended, more = self._alone(decoder, chosen, key) if self.table is None else self._in_turns(self.table, decoder, chosen, key)
+        reward, by_function = self.rewards(asked)
+        if self.args.missing_eos_penalty is not None:
+            reward = np.where(ended, reward, reward - self.args.missing_eos_penalty).astype(np.float32)
+        self.samples = [Sample(row["prompt"], text, float(r)) for row, text, r in zip(asked.rows, asked.texts, reward, strict=True)]
+        report = {"reward": float(reward.mean()), "reward_std": float(reward.std()), "length": float(written.mask.sum() / len(chosen)),
+                  "truncated": float(1.0 - ended.mean()), **more, **{f"rewards/{name}": mean for name, mean in by_function.items()}}  # fmt: skip
+        return Scored(written, reward, ended, {f"rollout/{name}": value for name, value in report.items()})
+
+    def _alone(self, decoder: Decoder, chosen: Sequence[int], key: Key) -> Answers:
+        """One answer each, and no more."""
         rows, prompts = [self.rows[row] for row in chosen], [self.prompts[row] for row in chosen]
         tokenizer = self.model.tokenizer
         token_bytes = tokenizer.token_bytes if self.args.stop_strings else None
         found = generate(decoder, prompts, self.args.generation, tokenizer.eos_ids, key, token_bytes)
         answers = found.answers()
         texts = [tokenizer.continuation(*pair) for pair in zip(prompts, answers, strict=True)]
-        reward, by_function = self.rewards(Asked(rows, prompts, answers, texts))
-        if self.args.missing_eos_penalty is not None:
-            reward = np.where(found.ended, reward, reward - self.args.missing_eos_penalty).astype(np.float32)
-        self.samples = [Sample(row["prompt"], text, float(r)) for row, text, r in zip(rows, texts, reward, strict=True)]
-        report = {"reward": float(reward.mean()), "reward_std": float(reward.std()), "length": float(found.length.mean()),
-                  "truncated": float(1.0 - found.ended.mean()), **{f"rewards/{name}": mean for name, mean in by_function.items()}}  # fmt: skip
-        return Scored(_trimmed(found), reward, found.ended, {f"rollout/{name}": value for name, value in report.items()})
+        return Answers(_trimmed(found), Asked(rows, prompts, answers, texts), found.ended, {})
+
+    def _in_turns(self, table: Table, decoder: Decoder, chosen: Sequence[int], key: Key) -> Answers:
+        """What was said in turns with the environment."""
+        rows = [self.rows[row] for row in chosen]
+        talks = table.hold(decoder, rows, lambda number, tokens: _fitted(chosen[number], tokens, self.model.decoder, self.args), key)
+        prompts, tokens = [talk.prompt for talk in talks], [talk.tokens for talk in talks]
+        asked = Asked(rows, prompts, tokens, [talk.text for talk in talks], [talk.messages for talk in talks], [talk.reward for talk in talks])
+        turns = float(np.mean([talk.turns for talk in talks]))
+        return Answers(_side_by_side(talks), asked, np.array([talk.ended for talk in talks]), {"turns": turns})
 
     def _rows_of(self, step: int) -> list[int]:
         """The prompts of a step: each once in as many steps as it takes, in an order of its own every time."""
@@ -176,6 +211,21 @@ def _trimmed(found: Generation) -> Written:
     columns = min(bucket(int(found.length.max())), found.log_prob.shape[1])
     mask = (np.arange(columns)[None] < found.length[:, None]).astype(np.float32)
     return Written(found.tokens[:, : found.prompt_slots + columns], found.start, mask, found.sampled_log_prob[:, :columns])
+
+
+def _side_by_side(talks: Sequence[Conversation]) -> Written:
+    """Conversations as answers in which some tokens do not count."""
+    longest = max(max(len(talk.tokens) for talk in talks), 1)
+    before, start = padded_left([talk.prompt for talk in talks], bucket(max(len(talk.prompt) for talk in talks)))
+
+    def behind(rows: Sequence[Sequence[Any]], kind: type) -> np.ndarray:
+        found = np.zeros((len(talks), bucket(longest)), kind)
+        for number, row in enumerate(rows):
+            found[number, : len(row)] = row
+        return found
+
+    tokens = np.concatenate([before, behind([talk.tokens for talk in talks], np.int32)], axis=1)
+    return Written(tokens, start, behind([talk.own for talk in talks], np.float32), behind([talk.log_prob for talk in talks], np.float32))
 
 
 def _fitted(number: int, prompt: list[int], decoder: Decoder, args: PolicyConfig) -> list[int]:
@@ -199,7 +249,7 @@ def _fitted(number: int, prompt: list[int], decoder: Decoder, args: PolicyConfig
 
 def in_batches(args: PolicyConfig, tree: Any) -> Any:
     """Rows `[B, ...]` as batches that pass the network at once, `[parts, rows, ...]`."""
-    return jax.tree.map(lambda x: x.reshape((-1, args.per_device_train_batch_size, *x.shape[1:])), tree)
+    return jax.tree.map(lambda x: x.reshape((-1, args.batch_size, *x.shape[1:])), tree)
 
 
 def log_probs(config: PolicyConfig, decoder: Decoder, written: Written) -> tuple[Float[Array, "B G"], Float[Array, "B G"]]:

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from advantage.llm import loop, training
+from advantage.llm import loop, plan, training
 from advantage.llm.dataset import Batch, Dataset, Example, encoded, fitted, form_of, padded_right, read_rows, slots_for
 from advantage.llm.decoder import Decoder, hidden_states
 from advantage.llm.likelihood import in_parts, of_targets
-from advantage.llm.model import LanguageModel, load_model
+from advantage.llm.model import LanguageModel
 from advantage.llm.sampling import log_prob_of
 from advantage.llm.training import Learner, LoraConfig, TrainingConfig
 
@@ -77,15 +77,14 @@ class SFTTrainer:
         *,
         processing_class: Any | None = None,
     ):
-        self.model = model if isinstance(model, LanguageModel) else load_model(model)
-        self.args = args
-        training.check_processing_class(processing_class, self.model)
+        self.model, self.args = training.loaded(model, args, processing_class), args
         context = self.model.decoder.config.max_position_embeddings
         self.length = min(args.max_length, context)
         self.train_examples = self._examples(train_dataset)
         self.eval_examples = None if eval_dataset is None else self._examples(eval_dataset)
         if peft_config is not None:
-            training.add_lora(self.model, peft_config, args.seed)
+            training.add_lora(self.model, peft_config, args)
+        plan.require_room("sft", self.model.decoder, args, (1, max(len(example.tokens) for example in self.train_examples)))
         self.log_history: list[dict[str, float]] = []
 
     def _examples(self, dataset: Dataset) -> list[Example]:
@@ -119,9 +118,9 @@ class SFTTrainer:
         def finish(learner: Learner) -> None:
             self.model.decoder = training.copied(training.network_of(learner, base))
 
-        plan = loop.Plan(total, training.steps_per_epoch(rows, args), training.said_of(args, rows))
+        work = loop.Plan(total, training.steps_per_epoch(rows, args), training.said_of(args, rows))
         learner = training.start(base, training.optimiser_of(args, total))
-        loop.run(args, plan, learner, advance, save, finish, resume_from_checkpoint, self.log_history)
+        loop.run(args, work, learner, advance, save, finish, resume_from_checkpoint, self.log_history)
         return self.model
 
     def evaluate(self) -> dict[str, float]:
@@ -132,7 +131,7 @@ class SFTTrainer:
         """
         if self.eval_examples is None:
             raise ValueError("evaluate needs eval_dataset: give it to SFTTrainer")
-        size, sums = self.args.per_device_train_batch_size, np.zeros(3)
+        size, sums = self.args.batch_size, np.zeros(3)
         for first in range(0, len(self.eval_examples), size):
             examples = self.eval_examples[first : first + size]
             batch = padded_right(examples, size, slots_for((len(example.tokens) for example in examples), self.length))
@@ -147,7 +146,7 @@ class SFTTrainer:
         """A step's batches, stacked; all of one length."""
         chosen = training.parts_of(number, self.train_examples, self.args)
         slots = slots_for((len(example.tokens) for rows in chosen for example in rows), self.length)
-        batches = [padded_right(rows, self.args.per_device_train_batch_size, slots) for rows in chosen]
+        batches = [padded_right(rows, self.args.batch_size, slots) for rows in chosen]
         return jax.tree.map(lambda *parts: np.stack(parts), *batches)
 
 

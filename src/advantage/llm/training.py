@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from advantage.disk import sync
 from advantage.equations.objectives import clip_by_global_norm
-from advantage.llm import lora
+from advantage.llm import lora, sharding
 from advantage.llm.decoder import Decoder
 from advantage.llm.folder import read_json, read_tensors
 from advantage.llm.model import LanguageModel, load_model
@@ -53,7 +53,7 @@ class TrainingConfig:
     learning_rate: float | int = 2e-5  # of AdamW, at its highest
     lr_scheduler_type: str = "linear"  # to 0 at the end, or "cosine", or "constant"
     warmup_steps: int = 0  # steps in which the learning rate rises from 0
-    per_device_train_batch_size: int = 8  # texts that pass the network at once
+    per_device_train_batch_size: int = 8  # texts that pass the network at once, on each device that has its own
     gradient_accumulation_steps: int = 1  # such batches for a step
     num_train_epochs: float | int = 3.0  # passes over the dataset
     max_steps: int = -1  # steps in all, in place of epochs; -1: by epochs
@@ -68,6 +68,7 @@ class TrainingConfig:
     save_steps: int = 500  # steps between two checkpoints
     save_total_limit: int | None = None  # how many are kept; None: all
     seed: int = 42  # of the order of rows, and of what is drawn
+    mesh: tuple[int, int, int] = (1, 1, 1)  # devices that batches, weights and batches, heads are split over; see `sharding`
     report_to: tuple[str, ...] | list[str] | str = ("stdout", "csv")  # formats of the log, of `loggers.FORMATS`; "none"
 
     def __post_init__(self):
@@ -85,12 +86,21 @@ class TrainingConfig:
             raise ValueError(f"max_steps={self.max_steps} has to be at least 1, or -1 for num_train_epochs")
         if self.lr_scheduler_type not in SCHEDULES:
             raise ValueError(f"lr_scheduler_type={self.lr_scheduler_type!r} is not known: choose from {', '.join(SCHEDULES)}")
+        object.__setattr__(self, "mesh", tuple(self.mesh))
+        if len(self.mesh) != 3 or min(self.mesh) < 1:
+            raise ValueError(f"mesh={self.mesh} has to be three sizes of at least 1: devices along data, fsdp and tensor")
         if self.save_total_limit is not None and self.save_total_limit < 1:
             raise ValueError(f"save_total_limit={self.save_total_limit} has to be at least 1, or None")
 
     def arithmetic(self) -> TrainingConfig:
         """These settings without those that no step depends on; the seed decides which rows it gets."""
-        return dataclasses.replace(self, output_dir="", logging_steps=1, save_steps=1, save_total_limit=None, report_to=(), seed=0)
+        return dataclasses.replace(self, output_dir="", logging_steps=1, save_steps=1, save_total_limit=None, report_to=(), seed=0,
+                                   per_device_train_batch_size=self.batch_size, mesh=(1, 1, 1))  # fmt: skip
+
+    @property
+    def batch_size(self) -> int:
+        """Texts that pass the network at once, on all devices."""
+        return self.per_device_train_batch_size * self.mesh[0] * self.mesh[1]
 
     @property
     def formats(self) -> list[str]:
@@ -108,10 +118,23 @@ class LoraConfig:
     target_modules: tuple[str, ...] | list[str] | str = "all-linear"
 
 
-def add_lora(model: LanguageModel, config: LoraConfig | Any, seed: int) -> None:
+def add_lora(model: LanguageModel, config: LoraConfig | Any, args: TrainingConfig) -> None:
     """Give the model the adapter of our config, or of PEFT's own."""
     targets = config.target_modules
-    model.add_lora(config.r, config.lora_alpha, targets if isinstance(targets, str) else sorted(targets), seed)
+    model.add_lora(config.r, config.lora_alpha, targets if isinstance(targets, str) else sorted(targets), args.seed)
+    model.decoder = sharding.placed(args.mesh, model.decoder)
+
+
+def loaded(model: LanguageModel | str | os.PathLike, args: TrainingConfig, processing_class: Any | None = None) -> LanguageModel:
+    """A trainer's model, on the devices that train it.
+
+    Raises:
+        ValueError: `processing_class` has another vocabulary than the model's own tokenizer, or there are too few devices.
+    """
+    found = model if isinstance(model, LanguageModel) else load_model(model)
+    check_processing_class(processing_class, found)
+    found.decoder = sharding.placed(args.mesh, found.decoder)
+    return found
 
 
 class Learner(NamedTuple):
@@ -159,7 +182,7 @@ def computing(config: TrainingConfig, network: Network) -> Network:
     return jax.tree.map(lambda x: x.astype(jnp.bfloat16), network) if config.bf16 else network
 
 
-def reference_of(model: LanguageModel, given: LanguageModel | str | os.PathLike | None) -> Decoder:
+def reference_of(model: LanguageModel, given: LanguageModel | str | os.PathLike | None, args: TrainingConfig) -> Decoder:
     """What a policy is kept near; by default the model as it is now, whose memory it shares.
 
     Raises:
@@ -167,7 +190,7 @@ def reference_of(model: LanguageModel, given: LanguageModel | str | os.PathLike 
     """
     if given is None:
         return model.decoder
-    reference = given if isinstance(given, LanguageModel) else load_model(given)
+    reference = loaded(given, args)
     check_fits("ref_model", reference, model)
     return reference.decoder
 
@@ -225,7 +248,7 @@ def step(
     changes, state = optimiser_of(config, total).update(gradients, learner.optimiser, learner.learned)
     finite = jnp.isfinite(norm)
     moved = Learner(optax.apply_updates(learner.learned, changes), state, learner.step + 1)
-    kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), moved, learner)
+    kept = sharding.by_rules(jax.tree.map(lambda new, old: jnp.where(finite, new, old), moved, learner))
     tokens = jnp.maximum(report["tokens"], 1.0)
     means = {name: sum_ / (count if name == "loss" else tokens) for name, sum_ in report.items() if name != "count"}
     return kept, {**means, "grad_norm": norm, "finite": finite, "tokens": report["tokens"]}
@@ -243,7 +266,7 @@ def batches_of(step: int, rows: int, config: TrainingConfig) -> list[list[int]]:
 
     Every epoch has all rows once, in an order of its own; its last step has what is left.
     """
-    size = config.per_device_train_batch_size
+    size = config.batch_size
     a_step = size * config.gradient_accumulation_steps
     epoch, place = divmod(step, steps_per_epoch(rows, config))
     order = np.random.default_rng([config.seed, epoch]).permutation(rows)[place * a_step : (place + 1) * a_step]
@@ -258,7 +281,7 @@ def parts_of(step: int, rows: Sequence[T], config: TrainingConfig) -> list[list[
 
 def steps_per_epoch(rows: int, config: TrainingConfig) -> int:
     """The last of them may have fewer rows."""
-    return -(-rows // (config.per_device_train_batch_size * config.gradient_accumulation_steps))
+    return -(-rows // (config.batch_size * config.gradient_accumulation_steps))
 
 
 def total_steps(rows: int, config: TrainingConfig) -> int:
