@@ -1,6 +1,7 @@
 """The whole way to PPO on tokens, over seeds, and what the KL penalty is for: `examples/rlhf.py`, measured.
 
     python benchmarks/rlhf.py run --seed 0          # about 15 minutes on one core; one file for each seed
+    python benchmarks/rlhf.py clip --seed 0         # what the clip is for, ten minutes more; a file for each seed too
     python benchmarks/rlhf.py report                # rlhf.md and docs/images/rlhf.png, of all seeds that are there
 
 A seed has its own text, tokenizer, weights, preferences and prompts. The true score is the world's rule on 256 prompts that no
@@ -11,6 +12,7 @@ by samples. The other algorithms go on from the same taught model, with as many 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -28,7 +30,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "examples"))
 import rlhf  # noqa: E402
 
-from advantage.llm import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer  # noqa: E402
+from advantage.llm import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, PPOConfig, RLOOConfig, RLOOTrainer  # noqa: E402
 
 RESULTS = HERE / "results" / "rlhf"
 TABLE, FIGURE = HERE / "results" / "rlhf.md", HERE.parent / "docs" / "images" / "rlhf.png"
@@ -56,8 +58,36 @@ def run(seed: int) -> None:
             found["penalty"][str(coefficient)] = {**measured(trainer), "seconds": time.perf_counter() - started, "load": os.getloadavg()[0]}
             print(seed, coefficient, found["penalty"][str(coefficient)]["rule"], flush=True)
         found["others"] = others(seed, model, reward, folder)
+    write(f"seed{seed}", found)
+
+
+CLIPPED = (("1, 0.2", 1, 0.2), ("4, 0.2", 4, 0.2), ("16, 0.2", 16, 0.2), ("4, none", 4, 1e9), ("16, none", 16, 1e9))
+"""Name, passes over each rollout, and how far a ratio may move."""
+
+
+def clip(seed: int) -> None:
+    """PPO on rollouts that are used once and often, with the clip and without; three times the usual step. And the default penalty."""
+    warnings.simplefilter("ignore", UserWarning)
+    with tempfile.TemporaryDirectory() as folder:
+        draw = random.Random(seed)
+        model = rlhf.text_model(draw, seed, STEPS, folder)
+        reward = rlhf.reward_model(draw, model, seed, STEPS, folder)
+        found: dict[str, Any] = {"seed": seed, "accuracy": reward.evaluate()["eval_accuracy"], "runs": {}, "penalty": {}}
+        trainer = rlhf.ppo(random.Random(seed + 1000), model, reward, seed, STEPS, folder, kl_coef=PPOConfig.kl_coef, report_to="none")
+        found["penalty"][str(PPOConfig.kl_coef)] = measured(trainer)
+        for name, epochs, within in CLIPPED:
+            trainer = rlhf.ppo(random.Random(seed + 1000), model, reward, seed, STEPS, folder, num_ppo_epochs=epochs, cliprange=within,
+                               cliprange_value=None, learning_rate=3e-4, report_to="none")  # fmt: skip
+            found["runs"][name] = measured(trainer)
+            found["runs"][name]["approx_kl"] = max(row["approx_kl"] for row in trainer.log_history)
+            print(seed, name, found["runs"][name]["rule"], found["runs"][name]["kl"], flush=True)
+    write(f"clip{seed}", found)
+
+
+def write(name: str, found: dict[str, Any]) -> None:
+    """A file of numbers."""
     RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / f"seed{seed}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    (RESULTS / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 def measured(trainer: Any) -> dict[str, Any]:
@@ -113,6 +143,9 @@ def report() -> str:
     def minutes(one: dict[str, Any]) -> float:
         return (one["teaching_s"] + one["reward_s"] + one["penalty"][str(USUAL)]["seconds"]) / 60
 
+    clipped = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("clip*.json"))]
+    for one, other in itertools.product(found, clipped):
+        one["penalty"] |= other["penalty"] if one["seed"] == other["seed"] else {}
     usual = [one["penalty"][str(USUAL)] for one in found]
     lines = [
         "# From text to PPO", "", f"`benchmarks/rlhf.py`, {len(found)} seeds, each on one core: the mean, and the least and the most.", "",
@@ -125,7 +158,7 @@ def report() -> str:
         "", "## What the penalty is for", "",
         "| kl_coef | KL, nats an answer | reward model's score | good answers, % | an answer |", "| ---: | ---: | ---: | ---: | --- |",
     ]  # fmt: skip
-    for coefficient in COEFFICIENTS:
+    for coefficient in sorted(float(name) for name in set.intersection(*(set(one["penalty"]) for one in found))):
         rows = [one["penalty"][str(coefficient)] for one in found]
         lines.append(
             f"| {coefficient:g} | {shown([row['kl'] for row in rows])} | {shown([row['reward_model'] for row in rows])} | "
@@ -139,6 +172,16 @@ def report() -> str:
     order = [[100 * one[key]["eval_rewards/accuracies"] for one in pairs] for key in ("pairs_before", "pairs")]
     margin = shown([one["pairs"]["eval_rewards/margins"] for one in pairs])
     lines += ["", f"DPO: {shown(order[1], '{:.1f}')} % of held-out pairs in the right order, with a margin of {margin} (before: 0)."]
+    if clipped:
+        lines += ["", "## What the clip is for", "", f"{len(clipped)} seeds, `learning_rate=3e-4`, three times that of above.", "",
+                  "| passes over a rollout, cliprange | good answers, % | KL to the reference, nats an answer | largest KL of a rollout's updates, nats a token |",
+                  "| --- | ---: | ---: | ---: |"]  # fmt: skip
+        for name, *_ in CLIPPED:
+            rows = [one["runs"][name] for one in clipped]
+            lines.append(
+                f"| {name} | {shown([100 * row['rule'] for row in rows], '{:.0f}')} | {shown([row['kl'] for row in rows])} | "
+                f"{shown([row['approx_kl'] for row in rows], '{:.3f}')} |"
+            )
     _draw(found)
     return "\n".join(lines) + "\n"
 
@@ -168,7 +211,10 @@ def _draw(found: list[dict[str, Any]]) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("job", choices=["run", "report"])
+    parser.add_argument("job", choices=["run", "clip", "report"])
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    run(options.seed) if options.job == "run" else TABLE.write_text(report(), encoding="utf-8")
+    if options.job == "report":
+        TABLE.write_text(report(), encoding="utf-8")
+    else:
+        {"run": run, "clip": clip}[options.job](options.seed)

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from advantage.llm import GRPOConfig, GRPOTrainer, PPOConfig, PPOTrainer, RLOOConfig, RLOOTrainer, grpo, ppo
-from advantage.llm.dialogue import Table
+from advantage.llm import GRPOConfig, GRPOTrainer, PPOConfig, PPOTrainer, RewardModel, RLOOConfig, RLOOTrainer, grpo, ppo
+from advantage.llm.dialogue import Table, _between, _Open
 from advantage.llm.generate import GenerationConfig, generate
 from advantage.llm.rewards import Rewards
 from advantage.llm.rollout import PolicyConfig, Rollouts, log_probs
@@ -36,8 +36,9 @@ def held(tokenizer, rows=ROWS[:3], environment=Echo, max_turns=8, most=6, **chan
     """Conversations of a small model that ends its answers by length alone, or by a letter."""
     model = model_of(tokenizer, max_position_embeddings=512)
     config = GenerationConfig(most, stop_strings=changes.pop("stop", STOP))
-    table = Table(model, environment, config, max_turns)
-    return model, table.hold(model.decoder, rows, lambda number, tokens: tokens, jax.random.key(0))
+    table = Table(model, environment, config, max_turns, 512)
+    table.check(rows)
+    return model, table.hold(model.decoder, rows, jax.random.key(0))
 
 
 def test_what_is_said(tokenizer):
@@ -52,6 +53,7 @@ def test_what_is_said(tokenizer):
         assert told == [f" You said {len(text)}." for text in answers[:2]]
         others = [token for token, own in zip(talk.tokens, talk.own, strict=True) if not own]
         assert others == [token for text in told for token in tokenizer.encode(text, special=False)]
+        assert talk.asked == f"{row['prompt']} from {row['number']}."
         assert [p == 0 for p in talk.log_prob] == [not own for own in talk.own]
         assert talk.own[0] and talk.own[-1]
     # The second answers are what `generate` writes behind all that was said.
@@ -190,7 +192,8 @@ class Wrong:
 @pytest.mark.parametrize(
     ("found", "words"),
     [(1.0, r"Wrong.step returned 1.0: give \(what the model is told"), (("", float("nan"), False), "the reward nan: give a finite"),
-     ((3, 0.0, False), "returned 3 to be told: give a text, or messages")],
+     ((3, 0.0, False), "returned 3 to be told: give a text, or messages"),
+     (({"role": "tool"}, 0.0, False), "give a text, or messages with role and content")],
 )  # fmt: skip
 def test_wrong_steps(tokenizer, unchecked_types, found, words):
     """Named with what they returned."""
@@ -208,3 +211,68 @@ def test_wrong_input(tokenizer, tmp_path):
         PolicyConfig(max_turns=0)
     with pytest.raises(ValueError, match="reset returned 3: give a text"):
         held(tokenizer, [{"prompt": "a"}], type("Three", (Wrong,), {"reset": lambda self: 3}))
+
+
+def test_what_an_environment_cannot_be(tokenizer, tmp_path, unchecked_types):
+    """Found before training: an object, a class that wants arguments, prompts that it makes too long, a template that hides answers."""
+    args = RLOOConfig(output_dir=str(tmp_path), max_completion_length=8, report_to="none")
+    rows = [{"prompt": "a", "number": 1}, {"prompt": "a", "number": 2}]
+
+    class Wants(Echo):
+        def __init__(self, path):
+            self.path = path
+
+    class Long(Echo):
+        def reset(self, number):
+            return " b" * (300 if number == 2 else 1)
+
+    for given, error, words in [
+        (Echo(), TypeError, "an object of Echo: give the class Echo itself"),
+        (Wants, ValueError, "the environment Wants cannot be made without arguments"),
+        (Long, ValueError, r"row 1, with what Long.reset put behind its prompt: the prompt has \d+ tokens"),
+    ]:
+        with pytest.raises(error, match=words):
+            RLOOTrainer(model_of(tokenizer), given, args, rows)
+    hidden = Tokenizer(tokenizer.backend, tokenizer.settings, "{{ messages[-1].content }}", tokenizer.eos_ids)
+    chats = [{"prompt": [{"role": "user", "content": "a"}], "number": 1}]
+    with pytest.raises(ValueError, match="the chat template does not write what the assistant said"):
+        RLOOTrainer(model_of(hidden), Echo, args, chats)
+
+
+def test_functions_beside_it_see_what_was_asked(tokenizer):
+    """The prompt with what the environment put behind it, and all that was said; so does a reward model of another vocabulary."""
+    seen = []
+
+    def beside(prompts, completions):
+        seen.append((prompts, completions))
+        return [0.0] * len(prompts)
+
+    args = PolicyConfig(per_device_train_batch_size=4, max_completion_length=60, stop_strings=STOP)
+    model = model_of(tokenizer, max_position_embeddings=512)
+    rollouts = Rollouts(model, args, ROWS, Rewards([Echo, beside], None, tokenizer), 1)
+    rollouts.at(model.decoder, 0)
+    ((prompts, completions),) = seen
+    assert all(prompt.startswith("Number ") and prompt.endswith(f" from {prompt[7]}.") for prompt in prompts)
+    assert [sample.completion for sample in rollouts.samples] == completions and "You said" in completions[0]
+    assert rollouts.lengths == (max(map(len, rollouts.prompts)), 8 * 60)
+
+
+def test_no_longer_than_a_reward_model_reads(tokenizer):
+    """A conversation is cut where the model that judges it has no more room."""
+    model, judge = model_of(tokenizer, max_position_embeddings=512), model_of(tokenizer, max_position_embeddings=128)
+    args = PolicyConfig(per_device_train_batch_size=4, max_completion_length=60, stop_strings=STOP)
+    rewards = Rewards([Echo, RewardModel.from_language_model(judge)], None, tokenizer)
+    found = Rollouts(model, args, ROWS, rewards, 1).at(model.decoder, 0)
+    assert np.isfinite(found.reward).all() and found.report["rollout/turns"] < 3
+
+
+def test_an_end_with_a_space_before_it(tokenizer):
+    """As Llama 2's template has it: the end that was written is not written again."""
+    end = tokenizer.special["eos_token"]
+    template = "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]{% else %} {{ m.content }} " + end + "{% endif %}{% endfor %}"
+    chats = Tokenizer(tokenizer.backend, tokenizer.settings, template, tokenizer.eos_ids)
+    talk = _Open(Echo(), [{"role": "user", "content": "a"}], [1])
+    talk.messages = [{"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
+    model = model_of(chats)
+    assert chats.decode(_between(model, talk, True), special=True).strip() == "[INST] c [/INST]"
+    assert chats.decode(_between(model, talk, False), special=True).count(end) == 1

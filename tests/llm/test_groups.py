@@ -224,7 +224,7 @@ def test_settings_that_cannot_work(config, changes, message):
 
 def test_a_batch_that_is_no_multiple_of_the_group(tokenizer):
     args = GRPOConfig(**SHORT | {"per_device_train_batch_size": 6}, num_generations=4)
-    with pytest.raises(ValueError, match="= 6 answers are no multiple of num_generations=4"):
+    with pytest.raises(ValueError, match="the 6 answers of a step .* are no multiple of num_generations=4"):
         GRPOTrainer(model_of(tokenizer), short_words, args, PROMPTS)
 
 

@@ -42,12 +42,22 @@ def eight(tmp_path_factory):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("name", ["sft", "ppo", "grpo"])
+@pytest.mark.parametrize("name", ["sft", "dpo", "ppo", "grpo"])
 def test_eight_devices_end_as_one(eight, name):
-    """All weights (two with a reward model) and a LoRA, over two by two by two: an order of sums is all that differs."""
+    """All weights and a LoRA, PPO with a trunk, a reference and a reward model beside it: an order of sums is all that differs."""
     found = eight[name]
-    assert found["apart"] < 1e-4 < found["moved"] / 10, found
+    assert found["apart"] < 1e-4 < found["moved"] / 10 and found["evaluations apart"] < 1e-3, found
     assert found["a part of query"] == 0.25  # over fsdp and tensor
+
+
+def test_a_run_goes_on_with_another_mesh(eight):
+    """From a checkpoint of one device."""
+    assert eight["goes on"] < 1e-5
+
+
+def test_each_device_has_its_own_logits(eight):
+    """Where logits are computed in parts, each part's rows are shared: an eighth of the products, and a little."""
+    assert eight["products in parts"] < 0.2
 
 
 def test_a_plans_bytes_are_those_of_a_compiled_step(eight):
@@ -90,16 +100,21 @@ def test_a_plan_by_hand():
     found = plan.seconds(LLAMA, job, plan.Device(share=1.0))
     forward = 8 * 1024 * (2 * (weights - 32000 * 4096) + 4 * 32 * 1024 * 4096) / 989e12
     assert found["learn: products"] == pytest.approx(4 * forward)
+    assert sizes["prompts that are read"] == 8 * 512 * (2 * (8 * 4096 + 5 * 4096 + 6 * 11008) + 512 * 32 * 9)
     read = 512 * (2 * weights + sizes["keys and values"] * 0.75) / 3.35e12
     assert found["write: weights, keys and values read"] == pytest.approx(read)
     small = plan.memory(LLAMA, dataclasses.replace(job, lora=16))
     assert small["weights that learn, float32"] < sizes["weights that learn, float32"] / 25
-    assert sum(plan.memory(LLAMA, dataclasses.replace(job, reward_model=True)).values()) - sum(sizes.values()) == sizes["the model as loaded"]
+    more = sum(plan.memory(LLAMA, dataclasses.replace(job, reward_model=True)).values()) - sum(sizes.values())
+    assert more == pytest.approx(2 * (weights - 32000 * 4096) / 8, rel=1e-3)  # a score needs no head
+    # Of a LoRA nothing is copied that is in its precision already.
+    tuned = plan.memory(LLAMA, plan.Job("sft", rows=1, lora=16))
+    assert tuned["weights to compute with"] == pytest.approx(tuned["weights that learn, float32"] / 2)
 
 
 def test_what_does_not_fit_is_refused(tokenizer, tmp_path, monkeypatch):
     """Before anything is trained, with all sizes; with an adapter it fits."""
-    monkeypatch.setattr(plan, "room_on", lambda device: 5e6)
+    monkeypatch.setattr(plan, "room_on", lambda device: 4e6)
     shared = SHORT | {"output_dir": str(tmp_path)}
     with pytest.raises(ValueError, match=r"needs about 0\.\d GiB .*Adam's moments, float32 0\.\d\d.*per_device_train_batch_size"):
         PPOTrainer(model_of(tokenizer), short_words, PPOConfig(**shared), PROMPTS)
@@ -110,10 +125,12 @@ def test_what_does_not_fit_is_refused(tokenizer, tmp_path, monkeypatch):
     SFTTrainer(model_of(tokenizer), little, ROWS, peft_config=LoraConfig(r=2))
 
 
-def test_meshes_that_cannot_be(tokenizer):
+def test_meshes_that_cannot_be(tokenizer, unchecked_types):
     """Three sizes, of devices that are there."""
     with pytest.raises(ValueError, match=r"mesh=\(1, 0, 1\) has to be three sizes"):
         SFTConfig(mesh=(1, 0, 1))
+    with pytest.raises(ValueError, match="mesh=8 has to be three sizes"):
+        SFTConfig(mesh=8)
     with pytest.raises(ValueError, match=r"mesh=\(64, 1, 1\) wants 64 devices, and there are"):
         training.loaded(model_of(tokenizer), SFTConfig(mesh=(64, 1, 1)))
     assert SFTConfig(mesh=(2, 4, 1), per_device_train_batch_size=3).batch_size == 24
@@ -133,5 +150,9 @@ def test_plan_on_the_command_line(tmp_path, capsys):
     assert "6.74 billion" in said and "it fits into 80 GB" in said
     assert main(["llm", "plan", "--model", str(tmp_path), "--algorithm", "sft"]) == 0
     assert "it does NOT fit" in capsys.readouterr().out
-    assert main(["llm", "plan", "--model", str(tmp_path), "--devices", "8", "--mesh", "1", "2", "2"]) == 2
-    assert "has 4 devices and devices=8" in capsys.readouterr().err
+    assert main(["llm", "plan", "--model", str(tmp_path), "--mesh", "1", "2", "2"]) == 0
+    assert "on 4 devices" in capsys.readouterr().out
+    for options, words in ((["--devices", "8", "--mesh", "1", "2", "2"], "has 4 devices and devices=8"), (["--updates", "0"], "updates=0"),
+                           (["--prompt", "8000"], "more than the model's context of 4096"), (["--memory", "-1"], "memory=-1.0 has to be")):  # fmt: skip
+        assert main(["llm", "plan", "--model", str(tmp_path), *options]) == 2
+        assert words in capsys.readouterr().err

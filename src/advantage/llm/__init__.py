@@ -21,6 +21,7 @@ _HOME = {
     "load_reward_model": "advantage.llm.scorer",
     "DPOConfig": "advantage.llm.dpo",
     "DPOTrainer": "advantage.llm.dpo",
+    "TextEnvironment": "advantage.llm.dialogue",
     "PPOConfig": "advantage.llm.ppo",
     "PPOTrainer": "advantage.llm.ppo",
     "GRPOConfig": "advantage.llm.grpo",
@@ -33,6 +34,7 @@ __all__ = [*_HOME]
 
 if TYPE_CHECKING:
     from advantage.llm.decoder import Decoder, DecoderConfig
+    from advantage.llm.dialogue import TextEnvironment
     from advantage.llm.dpo import DPOConfig, DPOTrainer
     from advantage.llm.generate import GenerationConfig
     from advantage.llm.grpo import GRPOConfig, GRPOTrainer

@@ -232,7 +232,7 @@ def rloo(
 def plan(
     *,
     model: Annotated[Path, arg(metavar="CONFIG")],
-    devices: int = 1,
+    devices: int | None = None,
     algorithm: Literal["sft", "reward", "dpo", "ppo", "grpo", "rloo"] = "ppo",
     mesh: tuple[int, int, int] | None = None,
     rows: int = 8,
@@ -251,7 +251,7 @@ def plan(
 
     Args:
         model: A config.json, or its folder.
-        devices: How many there are.
+        devices: How many there are; 1, or as many as the mesh has, where it is not given.
         algorithm: What is run.
         mesh: Devices along data, fsdp and tensor; all along fsdp where it is not given.
         rows: Texts, or pairs, that pass the network at once on each device.
@@ -266,16 +266,21 @@ def plan(
         memory: Of a device, in GB.
         debug: On an error, show where it arose.
     """
-    split = mesh or (1, devices, 1)
-    if math.prod(split) != devices:
+    split = mesh or (1, devices or 1, 1)
+    if devices is not None and math.prod(split) != devices:
         raise ValueError(f"mesh={split} has {math.prod(split)} devices and devices={devices}: give sizes with that product")
+    if not memory > 0:
+        raise ValueError(f"memory={memory} has to be above 0, in GB")
     file = model / "config.json" if model.is_dir() else model
     if not file.is_file():
         raise ValueError(f"model={model}: there is no file {file}; give a config.json or its folder")
-    job = plans.Job(algorithm, split, rows, prompt, completion, updates or (4 if algorithm == "ppo" else 1), batches, lora,
+    job = plans.Job(algorithm, split, rows, prompt, completion, (4 if algorithm == "ppo" else 1) if updates is None else updates, batches, lora,
                     weights="float32" if full_precision else "bfloat16", bf16=not full_precision,
                     gradient_checkpointing=not keep_activations, reward_model=reward_model)  # fmt: skip
-    print(plans.described(config_of(read_json(file)), job, plans.Device(memory=memory * 1e9)))
+    config = config_of(read_json(file))
+    if job.tokens > config.max_position_embeddings:
+        raise ValueError(f"prompt={prompt} and completion={completion} are more than the model's context of {config.max_position_embeddings}: give less")
+    print(plans.described(config, job, plans.Device(memory=memory * 1e9)))
 
 
 def _reinforce(trainer: PPOTrainer | GRPOTrainer | RLOOTrainer, resume: bool) -> None:

@@ -30,7 +30,10 @@ class TextEnvironment(Protocol):
     """What answers: one object for each conversation, made without arguments."""
 
     def reset(self, **columns: Any) -> str | None:
-        """Begin anew with the row's columns (or those of them that it takes); a text is put behind the prompt."""
+        """Begin anew with the row's columns (or those of them that it takes); a text is put behind the prompt.
+
+        Called once for each row before training, and then for each answer; whatever is dear to make should wait for a step.
+        """
 
     def step(self, text: str) -> tuple[Told, float, bool]:
         """`(what the model is told, reward, whether this was the end)` for what it wrote."""
@@ -38,13 +41,19 @@ class TextEnvironment(Protocol):
 
 def is_environment(given: Any) -> bool:
     """A class with `reset` and `step`; a function is none."""
-    return inspect.isclass(given) and callable(getattr(given, "reset", None)) and callable(getattr(given, "step", None))
+    return inspect.isclass(given) and answers(given)
+
+
+def answers(given: Any) -> bool:
+    """Whether it has `reset` and `step`, be it a class or not."""
+    return callable(getattr(given, "reset", None)) and callable(getattr(given, "step", None))
 
 
 class Conversation(NamedTuple):
     """One that has ended."""
 
-    prompt: list[int]
+    asked: Prompt  # with what `reset` put behind it
+    prompt: list[int]  # its tokens
     tokens: list[int]  # behind the prompt
     own: list[bool]  # which of them the model wrote
     log_prob: list[float]  # of its own, by what they were drawn from; 0 of the others
@@ -67,26 +76,53 @@ class Table:
         made: a class of `TextEnvironment`.
         config: how each of its answers is written.
         max_turns: answers in a conversation at most.
+        context: tokens of a conversation at most, its prompt included.
+        fitted: takes a prompt's tokens, and cuts or refuses what is too long.
+
+    Raises:
+        ValueError: a class that cannot be made without arguments.
     """
 
-    def __init__(self, model: LanguageModel, made: Callable[[], TextEnvironment], config: GenerationConfig, max_turns: int):
-        self.model, self.made, self.config, self.max_turns = model, made, config, max_turns
-        self.environments: list[TextEnvironment] = []
+    def __init__(
+        self, model: LanguageModel, made: Callable[[], TextEnvironment], config: GenerationConfig, max_turns: int, context: int,
+        fitted: Callable[[list[int]], list[int]] = list,
+    ):  # fmt: skip
+        self.model, self.made, self.config, self.max_turns, self.context, self.fitted = model, made, config, max_turns, context, fitted
+        try:
+            self.environments = [made()]
+        except TypeError as error:
+            raise ValueError(f"the environment {getattr(made, '__name__', made)} cannot be made without arguments ({error}): give defaults") from error
 
-    def hold(self, decoder: Decoder, rows: Sequence[Row], fitted: Callable[[int, list[int]], list[int]], key: Key) -> list[Conversation]:
+    def check(self, rows: Sequence[Row]) -> list[list[int]]:
+        """Each row's prompt, with what `reset` puts behind it.
+
+        Raises:
+            ValueError: one is too long, `reset` returned no text, or a chat's template leaves no place for what is said next.
+        """
+        prompts = []
+        for number, row in enumerate(rows):
+            try:
+                asked, tokens = self._asked(self.environments[0], row)
+            except ValueError as error:
+                raise ValueError(f"row {number}, with what {type(self.environments[0]).__name__}.reset put behind its prompt: {error}") from error
+            prompts.append(tokens)
+            if number == 0 and not isinstance(asked, str):
+                _after(self.model, asked, [], [{"role": "user", "content": "?"}])
+        return prompts
+
+    def _asked(self, environment: TextEnvironment, row: Row) -> tuple[Prompt, list[int]]:
+        asked = _behind(row["prompt"], _reset(environment, row))
+        return asked, self.fitted(self.model.encode(asked))
+
+    def hold(self, decoder: Decoder, rows: Sequence[Row], key: Key) -> list[Conversation]:
         """A conversation about each row, by the decoder's weights.
-
-        Args:
-            fitted: takes a prompt's number and tokens, and cuts or refuses what is too long.
 
         Raises:
             ValueError: a step returned something else than it should.
         """
         self.environments += [self.made() for _ in range(len(rows) - len(self.environments))]
-        open_ = []
-        for number, (environment, row) in enumerate(zip(self.environments, rows, strict=False)):
-            prompt = _behind(row["prompt"], _reset(environment, row))
-            open_.append(_Open(environment, prompt, fitted(number, self.model.encode(prompt))))
+        pairs = zip(self.environments, rows, strict=False)
+        open_ = [_Open(environment, *self._asked(environment, row)) for environment, row in pairs]
         live = list(open_)
         for turn in range(self.max_turns):
             if not live:
@@ -109,7 +145,7 @@ class Table:
             talk.wrote(answer, tokenizer.continuation(before, answer), bool(ended), log_prob)
             if not talk.over:
                 between = _between(self.model, talk, answer[-1] in tokenizer.eos_ids)
-                room = decoder.config.max_position_embeddings - self.config.max_new_tokens
+                room = self.context - self.config.max_new_tokens
                 if len(talk.prompt) + len(talk.tokens) + len(between) > room:
                     talk.over = True  # cut: there is no room for another answer
                 else:
@@ -150,7 +186,7 @@ class _Open:
         """As it ended; what was said last and not answered is left out."""
         last = max((place + 1 for place, own in enumerate(self.own) if own), default=0)
         messages = self.messages[: max((n + 1 for n, message in enumerate(self.messages) if message["role"] == "assistant"), default=0)]
-        return Conversation(self.prompt, self.tokens[:last], self.own[:last], self.log_prob[:last], messages, self.reward, self.turns, self.ended)
+        return Conversation(self.asked, self.prompt, self.tokens[:last], self.own[:last], self.log_prob[:last], messages, self.reward, self.turns, self.ended)
 
 
 def _between(model: LanguageModel, talk: _Open, ended: bool) -> list[int]:
@@ -163,11 +199,20 @@ def _between(model: LanguageModel, talk: _Open, ended: bool) -> list[int]:
     tokenizer = model.tokenizer
     if isinstance(talk.asked, str):
         return tokenizer.encode("".join(str(message["content"]) for message in told), special=False)
-    before = [*talk.asked, *talk.messages[: -count - 1], {"role": "assistant", "content": MARK}]
-    after = tokenizer.chat([*before, *told], add_generation_prompt=True).partition(MARK)[2]
+    after = _after(model, talk.asked, talk.messages[: -count - 1], told)
     if ended:
-        after = after.removeprefix(next((text for text in map(tokenizer.backend.id_to_token, tokenizer.eos_ids) if after.startswith(text)), ""))
+        # The answer has its end already, whatever space the template puts before it.
+        ends = map(tokenizer.backend.id_to_token, tokenizer.eos_ids)
+        after = next((after.lstrip().removeprefix(end) for end in ends if after.lstrip().startswith(end)), after)
     return tokenizer.encode(after, special=False)
+
+
+def _after(model: LanguageModel, asked: Prompt, before: Sequence[Message], told: Sequence[Message]) -> str:
+    """What a chat's template writes behind an answer, up to the beginning of the next."""
+    whole = model.tokenizer.chat([*asked, *before, {"role": "assistant", "content": MARK}, *told], add_generation_prompt=True)
+    if MARK not in whole:
+        raise ValueError("the chat template does not write what the assistant said as it is: an environment needs one that does, such as CHATML")
+    return whole.partition(MARK)[2]
 
 
 def _reset(environment: TextEnvironment, row: Row) -> str | None:
@@ -185,6 +230,8 @@ def _behind(prompt: Prompt, told: str | None) -> Prompt:
         return prompt
     if isinstance(prompt, str):
         return prompt + told
+    if not isinstance(prompt[-1]["content"], str):
+        raise ValueError("the last message's content is no text: put nothing behind it, by returning None")
     return [*prompt[:-1], {**prompt[-1], "content": prompt[-1]["content"] + told}]
 
 
@@ -200,8 +247,10 @@ def _stepped(environment: TextEnvironment, text: str) -> tuple[Told, float, bool
         number = np.nan
     if not np.isfinite(number):
         raise ValueError(f"{name}.step returned the reward {reward!r:.80}: give a finite number")
-    if not done and not (isinstance(told, str | dict) or (isinstance(told, Sequence) and all(isinstance(each, dict) for each in told))):
-        raise ValueError(f"{name}.step returned {told!r:.80} to be told: give a text, or messages")
+    if not done and not isinstance(told, str):
+        said = [told] if isinstance(told, dict) else told
+        if not isinstance(said, Sequence) or not all(isinstance(each, dict) and {"role", "content"} <= set(each) for each in said):
+            raise ValueError(f"{name}.step returned {told!r:.80} to be told: give a text, or messages with role and content")
     return told, number, bool(done)
 
 

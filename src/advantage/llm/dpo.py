@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from advantage.equations.preferences import direct_preference
-from advantage.llm import loop, plan, training
+from advantage.llm import loop, plan, sharding, training
 from advantage.llm.dataset import Dataset
 from advantage.llm.decoder import Decoder, hidden_states
 from advantage.llm.likelihood import of_targets
@@ -129,7 +129,7 @@ class DPOTrainer:
         self.reference = training.reference_of(self.model, ref_model, args)
         if peft_config is not None:
             training.add_lora(self.model, peft_config, args)
-        plan.require_room("dpo", self.model.decoder, args, (1, longest(self.train_pairs)))
+        plan.require_room("dpo", self.model.decoder, args, (1, longest(self.train_pairs)), [self.reference] if ref_model else [])
         self.log_history: list[dict[str, float]] = []
 
     def _pairs(self, dataset: Dataset) -> list[Pair]:
@@ -177,7 +177,8 @@ class DPOTrainer:
         sums: dict[str, float] = {}
         for first in range(0, len(rows), size):
             batch = jax.tree.map(lambda x: x[0], self._batches([rows[first : first + size]]))
-            _, report = _measured(self.args.arithmetic(), self.model.decoder, batch)
+            with sharding.over(self.args.mesh):
+                _, report = _measured(self.args.arithmetic(), self.model.decoder, batch)
             sums = {name: sums.get(name, 0.0) + float(value) for name, value in report.items()}
         return {f"eval_{name}": sums[name] / len(rows) for name in ("loss", "rewards/accuracies", "rewards/margins")}
 
@@ -202,7 +203,8 @@ class DPOTrainer:
         for first in range(0, len(pairs), size):
             part = pairs[first : first + size]
             batch = jax.tree.map(lambda x: x[0], batches_of([part], size, self.length))
-            chosen, rejected = (np.asarray(x).tolist() for x in _reference(config, self.reference, batch))
+            with sharding.over(self.args.mesh):
+                chosen, rejected = (np.asarray(x).tolist() for x in _reference(config, self.reference, batch))
             found += [ComparedPair(*row) for row in zip(part, chosen, rejected, strict=False)]  # the last batch has empty rows
         return found
 

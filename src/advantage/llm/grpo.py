@@ -186,7 +186,8 @@ class GRPOTrainer:
     Args:
         model: a `LanguageModel`, or the path of one.
         reward_funcs: what an answer is worth: a function `f(prompts, completions, completion_ids, **columns)` that returns a
-            number for each (or takes some of these), a `RewardModel`, the path of one, or a list of these.
+            number for each (or takes some of these), a `RewardModel`, the path of one, a class of `TextEnvironment` that answers
+            the model, or a list of these.
         args: settings.
         train_dataset: rows with `prompt`, a text or messages, and columns for the reward functions. A list of dicts, a path of
             JSON lines or Parquet, or a `datasets.Dataset`.
@@ -219,7 +220,8 @@ class GRPOTrainer:
         self.reference = training.reference_of(self.model, ref_model, args) if args.beta else None
         if peft_config is not None:
             training.add_lora(self.model, peft_config, args)
-        plan.require_room("grpo", self.model.decoder, args, self.rollouts.lengths, rewards.networks)
+        apart = [self.reference] if ref_model and self.reference is not None else []
+        plan.require_room("grpo", self.model.decoder, args, self.rollouts.lengths, rewards.networks + apart)
         self.log_history: list[dict[str, float]] = []
 
     def train(self, resume_from_checkpoint: bool | str | os.PathLike | None = None) -> LanguageModel:

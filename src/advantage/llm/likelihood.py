@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
+from advantage.llm import sharding
 from advantage.llm.decoder import Decoder, hidden_states, logits
 
 LOGITS = 2**24
@@ -54,6 +55,9 @@ def in_parts(decoder: Decoder, hidden: Float[Array, "B T D"], target: Int[Array,
     padding = parts * rows - count
     flat = jnp.pad(hidden.reshape((count, -1)), ((0, padding), (0, 0))).reshape((parts, rows, -1))
     targets = jnp.pad(target.reshape(-1), (0, padding)).reshape((parts, rows))
+
+    # Every device has its own rows of each part; the loop's axis is nobody's.
+    flat, targets = (sharding.split(x, None, sharding.ROWS) for x in (flat, targets))
 
     def part(inputs: tuple[Array, Array]) -> PyTree:
         return measure(logits(decoder, inputs[0]), inputs[1])

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
@@ -56,7 +57,8 @@ def run(
     """
     folder = pathlib.Path(args.output_dir)
     said = {**plan.said, "total": plan.total}
-    state = sharding.placed(args.mesh, _resumed(state, folder, resume, said))
+    # From the host straight to the devices that share it.
+    state = jax.tree.map(jnp.asarray, sharding.placed(args.mesh, _resumed(state, folder, resume, said)))
     logger = configure(folder, args.formats, append=bool(resume))
     reports: list[Report] = []
     began = time.perf_counter()

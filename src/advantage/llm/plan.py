@@ -26,8 +26,10 @@ from advantage.platform import room_on
 
 GIB = 2**30
 WRITERS = ("ppo", "grpo", "rloo")
-COMPARED = ("dpo", "ppo", "grpo", "rloo")
-"""Those with a reference."""
+COMPARED = {"dpo": 1, "ppo": 2, "rloo": 2, "grpo": 0}
+"""Passes over a step's texts before it is learned: by the policy, and by the reference; of GRPO with beta=0 neither."""
+MARGIN = 1.2
+"""How much more than there is a run has to need before it is refused: what lies between the layers is an estimate."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,26 +87,43 @@ class Device:
 # -- bytes -------------------------------------------------------------------------------------------
 
 
-def memory(config: DecoderConfig, job: Job, beside: Sequence[PyTree] = ()) -> dict[str, int]:
-    """Bytes on each device at the worst moment of a step, by what they are for; `beside` are reward models, or their shapes."""
+def memory(config: DecoderConfig, job: Job, network: PyTree | None = None, beside: Sequence[PyTree] = ()) -> dict[str, int]:
+    """Bytes on each device at the worst moment of a step, by what they are for.
+
+    Args:
+        network: what is trained, or its shapes; None: a decoder by the job.
+        beside: what is only read, such as reward models and a reference of its own.
+    """
     mesh = AbstractMesh(job.mesh, sharding.AXES, axis_types=(AxisType.Auto,) * 3)
-    model = _model(config, job)
-    learned = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), eqx.filter(model, lora.trained(model)))
+    model = _model(config, job) if network is None else network
+    learned = _as(eqx.filter(model, lora.trained(model)), "float32")
     moments = jax.eval_shape(optax.adam(1e-3).init, learned)
     lasting = {"the model as loaded": on_a_device(mesh, model), "weights that learn, float32": on_a_device(mesh, learned),
                "Adam's moments, float32": on_a_device(mesh, moments)}  # fmt: skip
-    beside = [jax.eval_shape(lambda: blank(config, job.weights))] if job.reward_model else beside
+    beside = [jax.eval_shape(lambda: blank(dataclasses.replace(config, tie_word_embeddings=True), job.weights))] if job.reward_model else beside
     if beside:
-        lasting["reward models"] = sum(on_a_device(mesh, network) for network in beside)
-    computing = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(job.compute)), model)
+        lasting["models beside it, such as reward models"] = sum(on_a_device(mesh, each) for each in beside)
+    if job.algorithm in WRITERS and job.weights != "float32":
+        lasting["the policy that wrote"] = on_a_device(mesh, _as(learned, job.weights))
+    frozen = eqx.filter(model, lora.trained(model), inverse=True)
+    copied = ([learned] if job.compute != "float32" else []) + ([frozen] if job.compute != job.weights else [])
+    trunks = 2 if getattr(model, "trunk", None) is not None else 1
     learning = {"gradients, float32, their sum and a batch's": 2 * on_a_device(mesh, learned),
-                "weights to compute with": on_a_device(mesh, computing), "between the layers": between(config, job),
+                "weights to compute with": sum(on_a_device(mesh, _as(part, job.compute)) for part in copied),
+                "between the layers": trunks * between(config, job),
                 "logits": 3 * 4 * min(LOGITS, job.rows * job.tokens * config.vocab_size) // job.mesh[2]}  # fmt: skip
     if job.algorithm not in WRITERS:
         return lasting | learning
     whole = AbstractMesh((job.mesh[0], 1, job.mesh[2]), sharding.AXES, axis_types=(AxisType.Auto,) * 3)
-    writing = {"weights to write with, whole along fsdp": on_a_device(whole, computing), "keys and values": cache(config, job)}
+    computing = _as(model.decoder if hasattr(model, "decoder") else model, job.compute)
+    writing = {"weights to write with, whole along fsdp": on_a_device(whole, computing), "keys and values": cache(config, job),
+               "prompts that are read": int(job.rows * job.batches * job.prompt * _a_layer(config, job, job.prompt))}  # fmt: skip
     return lasting | max(learning, writing, key=lambda part: sum(part.values()))
+
+
+def _as(tree: PyTree, dtype: str) -> PyTree[jax.ShapeDtypeStruct]:
+    """Its shapes in another precision."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype)), tree)
 
 
 def _model(config: DecoderConfig, job: Job) -> PyTree[jax.ShapeDtypeStruct]:
@@ -125,13 +144,18 @@ def on_a_device(mesh: AbstractMesh, shapes: PyTree) -> int:
 
 def between(config: DecoderConfig, job: Job) -> int:
     """Bytes that a gradient keeps of the layers' inputs and of what they compute."""
-    tensor, layers, size = job.mesh[2], config.num_hidden_layers, jnp.dtype(job.compute).itemsize
-    heads, narrow = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
-    a_layer = size * (8 * config.hidden_size + (3 * heads + 2 * narrow + 6 * config.intermediate_size) / tensor)
-    a_layer += job.tokens * config.num_attention_heads / tensor * 9  # in float32 and a mask
+    layers, size, a_layer = config.num_hidden_layers, jnp.dtype(job.compute).itemsize, _a_layer(config, job, job.tokens)
     rows = 2 * job.rows if job.algorithm in ("reward", "dpo") else job.rows
     kept = a_layer + layers * size * config.hidden_size if job.gradient_checkpointing else layers * a_layer
     return int(rows * job.tokens * kept)
+
+
+def _a_layer(config: DecoderConfig, job: Job, tokens: int) -> float:
+    """Bytes of what one layer computes, for each token among so many."""
+    tensor, heads, narrow = job.mesh[2], config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+    numbers = 8 * config.hidden_size + (3 * heads + 2 * narrow + 6 * config.intermediate_size) / tensor
+    # Attention's weights in float32 before and after the softmax, and a mask.
+    return jnp.dtype(job.compute).itemsize * numbers + tokens * config.num_attention_heads / tensor * 9
 
 
 def cache(config: DecoderConfig, job: Job) -> int:
@@ -149,8 +173,8 @@ def seconds(config: DecoderConfig, job: Job, device: Device) -> dict[str, float]
     forward = rows * job.tokens * products(config, job.tokens) / job.mesh[2] / (device.flops * device.share)
     passes = (2 if job.lora else 3) + job.gradient_checkpointing
     found = {"learn: products": forward * passes * job.updates, "learn: sent between devices": _sent(config, job, device) * job.updates * job.batches}
-    if job.algorithm in COMPARED:
-        found["log-probabilities, policy and reference: products"] = forward * (1 if job.algorithm == "dpo" else 2)
+    if COMPARED.get(job.algorithm):
+        found["log-probabilities, policy and reference: products"] = forward * COMPARED[job.algorithm]
     if job.algorithm in WRITERS:
         found |= {"write: products": forward, "write: weights, keys and values read": _read(config, job, device)}
     return found | ({"reward model: products": forward} if job.reward_model else {})
@@ -209,13 +233,15 @@ def described(config: DecoderConfig, job: Job, device: Device) -> str:
     return "\n".join([*lines, f"  {whole:8.2f}  in all: {texts * job.tokens / whole:,.0f} tokens a second"])
 
 
-def require_room(algorithm: str, decoder: Decoder, args: TrainingConfig, lengths: tuple[int, int], beside: Sequence[Decoder] = ()) -> None:
+def require_room(algorithm: str, network: PyTree, args: TrainingConfig, lengths: tuple[int, int], beside: Sequence[PyTree] = ()) -> None:
     """Raise `ValueError`, with all sizes, for a run that a device has no room for.
 
     Args:
+        network: a decoder, or one with more beside it.
         lengths: tokens of a prompt and of an answer at most; of whole texts 1 and the rest.
-        beside: reward models.
+        beside: what is only read, and is no part of the network.
     """
+    decoder = network if isinstance(network, Decoder) else network.decoder
     adapters = lora.adapters(decoder)
     rank = next(iter(adapters.values())).down.shape[1] if adapters else 0
     writes = algorithm in WRITERS
@@ -223,13 +249,13 @@ def require_room(algorithm: str, decoder: Decoder, args: TrainingConfig, lengths
     job = Job(algorithm, args.mesh, args.per_device_train_batch_size, *lengths, batches=batches, lora=rank, weights=str(decoder.norm.dtype),
               bf16=args.bf16, gradient_checkpointing=args.gradient_checkpointing)  # fmt: skip
     mesh = sharding.mesh_of(args.mesh)
-    sizes, device = memory(decoder.config, job, beside), jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+    sizes, device = memory(decoder.config, job, network, beside), jax.devices()[0] if mesh is None else mesh.devices.flat[0]
     # A CPU's devices share its memory.
     used = sum(sizes.values()) * (math.prod(args.mesh) if device.platform == "cpu" else 1)
-    if used > room_on(device):
+    if used > MARGIN * room_on(device):
         told = ", ".join(f"{name} {size / GIB:.2f}" for name, size in sizes.items())
         raise ValueError(
             f"the run needs about {used / GIB:.1f} GiB and there are {room_on(device) / GIB:.1f}; on a device, in GiB: {told}. Choose a smaller "
-            "per_device_train_batch_size with more gradient_accumulation_steps, gradient_checkpointing=True, bf16=True, peft_config=LoraConfig(), "
-            "or a mesh of more devices"
+            "per_device_train_batch_size (with more gradient_accumulation_steps, where answers are not all written at once), shorter texts, "
+            "gradient_checkpointing=True, bf16=True, peft_config=LoraConfig(), or a mesh of more devices"
         )

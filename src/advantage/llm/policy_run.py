@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from advantage.llm import loop, training
+from advantage.llm import loop, sharding, training
 from advantage.llm.decoder import Decoder
 from advantage.llm.rollout import PolicyConfig, Rollouts, Sample, Scored
 from advantage.llm.training import Network, S
@@ -78,7 +78,8 @@ def evaluated(rollouts: Rollouts | None) -> dict[str, float]:
     """
     if rollouts is None:
         raise ValueError("evaluate needs eval_dataset: give it to the trainer")
-    return rollouts.evaluated(rollouts.model.decoder)
+    with sharding.over(rollouts.args.mesh):
+        return rollouts.evaluated(rollouts.model.decoder)
 
 
 def _decoder(network: Network) -> Decoder:

@@ -205,7 +205,8 @@ class PPOTrainer:
     Args:
         model: a `LanguageModel`, or the path of one.
         reward_funcs: what an answer is worth: a function `f(prompts, completions, completion_ids, **columns)` that returns a
-            number for each (or takes some of these), a `RewardModel`, the path of one, or a list of these.
+            number for each (or takes some of these), a `RewardModel`, the path of one, a class of `TextEnvironment` that answers
+            the model, or a list of these.
         args: settings.
         train_dataset: rows with `prompt`, a text or messages, and columns for the reward functions. A list of dicts, a path of
             JSON lines or Parquet, or a `datasets.Dataset`.
@@ -246,9 +247,9 @@ class PPOTrainer:
         critic = _critic(self.model, value_model)
         if peft_config is not None:
             training.add_lora(self.model, peft_config, args)
-        plan.require_room("ppo", self.model.decoder, args, self.rollouts.lengths, rewards.networks)
         policy = ActorCritic(self.model.decoder, critic.score, None if value_model is None else critic.decoder)
         self.policy = sharding.placed(args.mesh, policy)
+        plan.require_room("ppo", self.policy, args, self.rollouts.lengths, rewards.networks + ([self.reference] if ref_model else []))
         self.log_history: list[dict[str, float]] = []
 
     def train(self, resume_from_checkpoint: bool | str | os.PathLike | None = None) -> LanguageModel:

@@ -147,8 +147,9 @@ class RewardTrainer:
         """
         if self.eval_pairs is None:
             raise ValueError("evaluate needs eval_dataset: give it to RewardTrainer")
-        chosen = np.array(self.model.score_tokens([pair.chosen.tokens for pair in self.eval_pairs]))
-        rejected = np.array(self.model.score_tokens([pair.rejected.tokens for pair in self.eval_pairs]))
+        with sharding.over(self.args.mesh):
+            chosen = np.array(self.model.score_tokens([pair.chosen.tokens for pair in self.eval_pairs]))
+            rejected = np.array(self.model.score_tokens([pair.rejected.tokens for pair in self.eval_pairs]))
         loss = float(np.mean(np.logaddexp(0.0, rejected - chosen)))
         return {"eval_loss": loss, "eval_accuracy": float(np.mean(chosen > rejected)), "eval_margin": float(np.mean(chosen - rejected))}
 

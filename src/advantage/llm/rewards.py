@@ -13,7 +13,7 @@ from jaxtyping import Float
 from advantage.llm import sharding
 from advantage.llm.dataset import Row
 from advantage.llm.decoder import Decoder
-from advantage.llm.dialogue import TextEnvironment, is_environment
+from advantage.llm.dialogue import TextEnvironment, answers, is_environment
 from advantage.llm.scorer import RewardModel, load_reward_model
 from advantage.llm.tokenizer import Tokenizer
 
@@ -35,6 +35,12 @@ class Asked(NamedTuple):
     texts: Sequence[str]  # the answers
     messages: Sequence[Sequence[dict[str, Any]]] | None = None  # of conversations, what was said in turns
     earned: Sequence[float] | None = None  # of conversations, what their environment gave
+    given: Sequence[Any] | None = None  # of conversations, their prompts with what the environment put behind them
+
+    @property
+    def asked(self) -> Sequence[Any]:
+        """Prompts, texts or messages."""
+        return [row["prompt"] for row in self.rows] if self.given is None else self.given
 
 
 class Rewards:
@@ -55,6 +61,8 @@ class Rewards:
         for each in loaded:
             if not isinstance(each, RewardModel) and not callable(each):
                 kind = type(each).__name__
+                if answers(each):
+                    raise TypeError(f"reward_funcs has an object of {kind}: give the class {kind} itself, of which each answer gets an object of its own")
                 raise TypeError(f"reward_funcs has a {kind}: give a function, a RewardModel (RewardTrainer makes one of a language model) or its path")
         if weights is not None and (len(weights) != len(loaded) or not np.isfinite(weights).all()):
             raise ValueError(f"reward_weights={list(weights)} for {len(loaded)} reward functions: give a finite number for each")
@@ -73,19 +81,24 @@ class Rewards:
         """Of the reward models."""
         return [each.scorer.decoder for each in self.loaded if isinstance(each, RewardModel)]
 
-    def check(self, rows: Sequence[Row], longest: int) -> None:
-        """Raise `ValueError` for a function that wants a column which some row lacks, or a model that cannot read `longest` tokens."""
+    def check_context(self, longest: int) -> None:
+        """Raise `ValueError` for a model that cannot read `longest` tokens."""
+        for name, each in zip(self.names, self.loaded, strict=True):
+            if isinstance(each, RewardModel) and each.scorer.decoder.config.max_position_embeddings < longest:
+                context = each.scorer.decoder.config.max_position_embeddings
+                raise ValueError(f"{name} has a context of {context} tokens, and prompt and answer may have {longest}: give one that reads as far")
+
+    def check_columns(self, rows: Sequence[Row]) -> None:
+        """Raise `ValueError` for a function that wants a column which some row lacks."""
         for name, each in zip(self.names, self.loaded, strict=True):
             if isinstance(each, RewardModel):
-                context = each.scorer.decoder.config.max_position_embeddings
-                if context < longest:
-                    raise ValueError(f"{name} has a context of {context} tokens, and prompt and answer may have {longest}: give one that reads as far")
                 continue
-            needed = _required(each.reset) - {"self"} if is_environment(each) else _required(each) - {*OURS}
+            environment = is_environment(each)
+            needed, kind = (_required(each.reset) - {"self"}, "environment") if environment else (_required(each) - {*OURS}, "reward function")
             for wanted in needed:
                 lacking = next((number for number, row in enumerate(rows) if wanted not in row), None)
                 if lacking is not None:
-                    raise ValueError(f"{'the environment' if is_environment(each) else 'the reward function'} {name} wants {wanted!r}, which row {lacking} of the dataset has not: give every row that column")
+                    raise ValueError(f"the {kind} {name} wants {wanted!r}, which row {lacking} of the dataset has not: give every row that column")
 
     def __call__(self, asked: Asked) -> tuple[Float[np.ndarray, " B"], dict[str, float]]:
         """`(the weighted sum for each answer, each function's mean)`.
@@ -142,10 +155,10 @@ def _function(function: RewardFunction) -> Callable[[Asked], Any]:
     everything = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
 
     def call(asked: Asked) -> Any:
-        chats = not isinstance(asked.rows[0]["prompt"], str)
+        chats = not isinstance(asked.asked[0], str)
         said = asked.messages or [[{"role": "assistant", "content": text}] for text in asked.texts]
         completions = [list(messages) for messages in said] if chats else list(asked.texts)
-        known = {"prompts": [row["prompt"] for row in asked.rows], "completions": completions,
+        known = {"prompts": list(asked.asked), "completions": completions,
                  "completion_ids": [list(answer) for answer in asked.answers]}  # fmt: skip
         columns = dict.fromkeys(name for row in asked.rows for name in row if name not in ("prompt", *OURS))
         known |= {name: [row.get(name) for row in asked.rows] for name in columns}
@@ -160,11 +173,9 @@ def _model_function(model: RewardModel, tokenizer: Tokenizer) -> Callable[[Asked
         return lambda asked: model.score_tokens([[*prompt, *answer] for prompt, answer in zip(asked.prompts, asked.answers, strict=True)])
 
     def call(asked: Asked) -> Sequence[float]:
-        return model.score([_whole(row["prompt"], text) for row, text in zip(asked.rows, asked.texts, strict=True)])
+        said = asked.messages or [[{"role": "assistant", "content": text}] for text in asked.texts]
+        whole = zip(asked.asked, asked.texts, said, strict=True)
+        return model.score([prompt + text if isinstance(prompt, str) else [*prompt, *messages] for prompt, text, messages in whole])
 
     return call
 
-
-def _whole(prompt: Any, text: str) -> Any:
-    """Prompt and answer."""
-    return prompt + text if isinstance(prompt, str) else [*prompt, {"role": "assistant", "content": text}]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -40,7 +41,7 @@ class PolicyConfig(TrainingConfig):
     truncate_prompts: bool = False  # of longer prompts the end is kept; False: refused
     temperature: float | int = 1.0  # of what is drawn, and so of the policy that learns
     stop_strings: tuple[str, ...] | list[str] | str | None = ()  # an answer ends with any of these
-    missing_eos_penalty: float | int | None = None  # taken from the reward of an answer that was cut
+    missing_eos_penalty: float | int | None = None  # taken from the reward of an answer that was cut, or of a conversation
     reward_weights: tuple[float | int, ...] | list[float | int] | None = None  # of several reward functions; None: 1 each
     importance_cap: float | int = 2.0  # how much a token counts at most that the sampler found less likely than the trainer
     max_turns: int = 8  # answers of a conversation at most, where an environment answers; each of max_completion_length at most
@@ -127,24 +128,35 @@ class Rollouts:
         self.model, self.args, self.group, self.rewards = model, args, group, rewards
         self.rows = read_rows(dataset)
         require(self.rows, ("prompt",))
-        self.prompts = [_fitted(number, model.encode(row["prompt"]), model.decoder, args) for number, row in enumerate(self.rows)]
+        rewards.check_columns(self.rows)
+        self.table = self._table()
+        alone = [row["prompt"] for row in self.rows] if self.table is None else []
+        self.prompts = [_fitted(f"prompt {number}", model.encode(prompt), model.decoder, args) for number, prompt in enumerate(alone)]
+        self.prompts = self.prompts if self.table is None else self.table.check(self.rows)
         self.answers = args.batch_size * args.gradient_accumulation_steps * batches
         if self.answers % group:
             raise ValueError(
-                f"per_device_train_batch_size * gradient_accumulation_steps = {self.answers} answers are no multiple of "
+                f"the {self.answers} answers of a step (per_device_train_batch_size * gradient_accumulation_steps, on all devices) are no multiple of "
                 f"num_generations={group}: choose them so that every prompt of a step gets all its answers"
             )
         check(model.decoder, self.prompts, args.generation, model.tokenizer.eos_ids)
-        rewards.check(self.rows, sum(self.lengths))
-        self.table = None if rewards.environment is None else Table(model, rewards.environment, args.generation, args.max_turns)
+        rewards.check_context(max(map(len, self.prompts)) + args.max_completion_length)
         self.samples: list[Sample] = []
+
+    def _table(self) -> Table | None:
+        """Where the environment answers, if there is one. No conversation is longer than policy and reward models can read."""
+        if self.rewards.environment is None:
+            return None
+        decoder, args = self.model.decoder, self.args
+        context = min(network.config.max_position_embeddings for network in [decoder, *self.rewards.networks])
+        fitted = functools.partial(_fitted, "the prompt", decoder=decoder, args=args)
+        return Table(self.model, self.rewards.environment, args.generation, args.max_turns, context, fitted)
 
     @property
     def lengths(self) -> tuple[int, int]:
-        """Tokens of a prompt and of an answer at most; a conversation may fill the context."""
-        prompt = max(map(len, self.prompts))
-        alone = self.rewards.environment is None or self.args.max_turns == 1
-        return prompt, self.args.max_completion_length if alone else self.model.decoder.config.max_position_embeddings - prompt
+        """Tokens of a prompt and of an answer at most; of a conversation of its answers, without what is said to them."""
+        prompt, turns = max(map(len, self.prompts)), 1 if self.table is None else self.args.max_turns
+        return prompt, min(turns * self.args.max_completion_length, self.model.decoder.config.max_position_embeddings - prompt)
 
     @property
     def per_epoch(self) -> int:
@@ -191,9 +203,11 @@ class Rollouts:
     def _in_turns(self, table: Table, decoder: Decoder, chosen: Sequence[int], key: Key) -> Answers:
         """What was said in turns with the environment."""
         rows = [self.rows[row] for row in chosen]
-        talks = table.hold(decoder, rows, lambda number, tokens: _fitted(chosen[number], tokens, self.model.decoder, self.args), key)
-        prompts, tokens = [talk.prompt for talk in talks], [talk.tokens for talk in talks]
-        asked = Asked(rows, prompts, tokens, [talk.text for talk in talks], [talk.messages for talk in talks], [talk.reward for talk in talks])
+        talks = table.hold(decoder, rows, key)
+        asked = Asked(
+            rows, [talk.prompt for talk in talks], [talk.tokens for talk in talks], [talk.text for talk in talks],
+            [talk.messages for talk in talks], [talk.reward for talk in talks], [talk.asked for talk in talks],
+        )  # fmt: skip
         turns = float(np.mean([talk.turns for talk in talks]))
         return Answers(_side_by_side(talks), asked, np.array([talk.ended for talk in talks]), {"turns": turns})
 
@@ -228,7 +242,7 @@ def _side_by_side(talks: Sequence[Conversation]) -> Written:
     return Written(tokens, start, behind([talk.own for talk in talks], np.float32), behind([talk.log_prob for talk in talks], np.float32))
 
 
-def _fitted(number: int, prompt: list[int], decoder: Decoder, args: PolicyConfig) -> list[int]:
+def _fitted(name: str, prompt: list[int], decoder: Decoder, args: PolicyConfig) -> list[int]:
     """The prompt's tokens, of which the last are kept where that is wanted."""
     context = decoder.config.max_position_embeddings
     room = context - args.max_completion_length
@@ -237,7 +251,7 @@ def _fitted(number: int, prompt: list[int], decoder: Decoder, args: PolicyConfig
     longest = room if args.max_prompt_length is None else min(room, args.max_prompt_length)
     if len(prompt) > longest and not args.truncate_prompts:
         raise ValueError(
-            f"prompt {number} has {len(prompt)} tokens, and there is room for {longest} by max_prompt_length={args.max_prompt_length} and a "
+            f"{name} has {len(prompt)} tokens, and there is room for {longest} by max_prompt_length={args.max_prompt_length} and a "
             f"context of {context} with max_completion_length={args.max_completion_length}: shorten it, or give truncate_prompts=True, "
             "which keeps its end"
         )

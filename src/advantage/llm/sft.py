@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from advantage.llm import loop, plan, training
+from advantage.llm import loop, plan, sharding, training
 from advantage.llm.dataset import Batch, Dataset, Example, encoded, fitted, form_of, padded_right, read_rows, slots_for
 from advantage.llm.decoder import Decoder, hidden_states
 from advantage.llm.likelihood import in_parts, of_targets
@@ -132,10 +132,11 @@ class SFTTrainer:
         if self.eval_examples is None:
             raise ValueError("evaluate needs eval_dataset: give it to SFTTrainer")
         size, sums = self.args.batch_size, np.zeros(3)
-        for first in range(0, len(self.eval_examples), size):
-            examples = self.eval_examples[first : first + size]
-            batch = padded_right(examples, size, slots_for((len(example.tokens) for example in examples), self.length))
-            sums += np.asarray(_measured(self.model.decoder, *batch))
+        with sharding.over(self.args.mesh):
+            for first in range(0, len(self.eval_examples), size):
+                examples = self.eval_examples[first : first + size]
+                batch = padded_right(examples, size, slots_for((len(example.tokens) for example in examples), self.length))
+                sums += np.asarray(_measured(self.model.decoder, *batch))
         return {"eval_loss": float(sums[0] / sums[2]), "eval_mean_token_accuracy": float(sums[1] / sums[2])}
 
     def save_model(self, output_dir: str | os.PathLike | None = None) -> None:

@@ -86,9 +86,9 @@ class TrainingConfig:
             raise ValueError(f"max_steps={self.max_steps} has to be at least 1, or -1 for num_train_epochs")
         if self.lr_scheduler_type not in SCHEDULES:
             raise ValueError(f"lr_scheduler_type={self.lr_scheduler_type!r} is not known: choose from {', '.join(SCHEDULES)}")
+        if not isinstance(self.mesh, tuple | list) or len(self.mesh) != 3 or min(self.mesh) < 1:
+            raise ValueError(f"mesh={self.mesh!r} has to be three sizes of at least 1: devices along data, fsdp and tensor, such as (1, 8, 1)")
         object.__setattr__(self, "mesh", tuple(self.mesh))
-        if len(self.mesh) != 3 or min(self.mesh) < 1:
-            raise ValueError(f"mesh={self.mesh} has to be three sizes of at least 1: devices along data, fsdp and tensor")
         if self.save_total_limit is not None and self.save_total_limit < 1:
             raise ValueError(f"save_total_limit={self.save_total_limit} has to be at least 1, or None")
 
@@ -291,7 +291,9 @@ def total_steps(rows: int, config: TrainingConfig) -> int:
 
 def said_of(config: TrainingConfig, rows: int) -> dict[str, Any]:
     """What has to be the same for a run that goes on, as JSON has it."""
-    return {**json.loads(json.dumps(dataclasses.asdict(config.arithmetic()), default=_name)), "rows": rows, "seed": config.seed}
+    said = json.loads(json.dumps(dataclasses.asdict(config.arithmetic()), default=_name))
+    del said["mesh"]  # another one ends the same but for rounding
+    return {**said, "rows": rows, "seed": config.seed}
 
 
 def _name(function: Callable[..., Any]) -> str:
@@ -336,7 +338,7 @@ def checkpoints(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def read_checkpoint(path: pathlib.Path, state: S, plan: dict[str, Any]) -> S:
-    """The state of a checkpoint; `state` is one of the same shapes.
+    """The state of a checkpoint, on the host; `state` is one of the same shapes.
 
     Raises:
         FileNotFoundError: it is no checkpoint.
@@ -353,4 +355,4 @@ def read_checkpoint(path: pathlib.Path, state: S, plan: dict[str, Any]) -> S:
     leaves, structure = jax.tree.flatten(state)
     if len(arrays) != len(leaves) or any(arrays[str(n)].shape != leaf.shape for n, leaf in enumerate(leaves)):
         raise ValueError(f"{path} is of another model: load the one that it began with")
-    return jax.tree.unflatten(structure, [jnp.asarray(arrays[str(n)], leaf.dtype) for n, leaf in enumerate(leaves)])
+    return jax.tree.unflatten(structure, [np.asarray(arrays[str(n)], leaf.dtype) for n, leaf in enumerate(leaves)])
