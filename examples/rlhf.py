@@ -102,7 +102,7 @@ def text_model(draw: random.Random, seed: int, steps: int, folder: str) -> Langu
 def reward_model(draw: random.Random, model: LanguageModel, seed: int, steps: int, folder: str) -> RewardTrainer:
     """Trained on pairs, and measured on others."""
     args = RewardConfig(
-        output_dir=f"{folder}/reward", max_steps=steps * 3 // 2, learning_rate=3e-4, per_device_train_batch_size=32, seed=seed,
+        output_dir=f"{folder}/reward", max_steps=steps * 3, learning_rate=3e-4, per_device_train_batch_size=32, seed=seed,
         warmup_steps=steps // 20,
         lr_scheduler_type="cosine", logging_steps=max(steps // 8, 1), save_steps=10**9,
     )  # fmt: skip
