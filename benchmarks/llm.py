@@ -163,7 +163,7 @@ def speed() -> str:
         write_decoder(folder, init(SMALL, jax.random.key(0)))
         pairs = {
             "SmolLM2-135M": (load_model(file).decoder, theirs(file)),
-            "3.4M parameters": (init(SMALL, jax.random.key(0)), transformers.AutoModelForCausalLM.from_pretrained(folder).eval()),
+            "2.8M parameters": (init(SMALL, jax.random.key(0)), transformers.AutoModelForCausalLM.from_pretrained(folder).eval()),
         }
     for name, (decoder, model) in pairs.items():
         prompts = np.random.default_rng(0).integers(3, decoder.config.vocab_size, (ROWS, PROMPT))

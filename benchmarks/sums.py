@@ -216,7 +216,9 @@ def _draw(seeds: list[dict[str, Any]], large: dict[str, Any] | None) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), constrained_layout=True)
+    count = 2 if large else 1
+    figure, grid = plt.subplots(1, count, figsize=(4.5 * count, 3.4), constrained_layout=True, squeeze=False)
+    axes = grid[0]
     for one in seeds:
         axes[0].plot([row["total_timesteps"] for row in one["curve"]], [100 * row["reward"] for row in one["curve"]], lw=1.2, label=f"seed {one['seed']}")
     axes[0].set(title="two-digit sums, 0.8M weights", ylabel="right answers in training (%)", xlabel="steps", ylim=(0, 100))
