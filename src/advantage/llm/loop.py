@@ -57,8 +57,7 @@ def run(
     """
     folder = pathlib.Path(args.output_dir)
     said = {**plan.said, "total": plan.total}
-    # From the host straight to the devices that share it.
-    state = jax.tree.map(jnp.asarray, sharding.placed(args.mesh, _resumed(state, folder, resume, said)))
+    state = _placed(args, _resumed(state, folder, resume, said))
     logger = configure(folder, args.formats, append=bool(resume))
     reports: list[Report] = []
     began = time.perf_counter()
@@ -96,6 +95,11 @@ def run(
         if not _given_back(state):
             finish(state)
     return state
+
+
+def _placed(args: TrainingConfig, state: S) -> S:
+    """On the devices that share it; what a checkpoint held, straight from the host."""
+    return jax.tree.map(jnp.asarray, sharding.placed(args.mesh, state))
 
 
 def _given_back(state: S) -> bool:
