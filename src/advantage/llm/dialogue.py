@@ -12,9 +12,9 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import numpy as np
 
-from advantage.llm.dataset import Row
+from advantage.llm.dataset import Row, taken
 from advantage.llm.decoder import Decoder
-from advantage.llm.generate import GenerationConfig, Key, bucket, generate
+from advantage.llm.generate import GenerationConfig, Key, bucket
 from advantage.llm.model import LanguageModel, Prompt
 
 Message = dict[str, Any]
@@ -137,8 +137,7 @@ class Table:
         # Of few numbers of rows, so that few programs are compiled.
         prompts += [prompts[-1]] * (min(bucket(len(live)), len(self.environments)) - len(live))
         tokenizer = self.model.tokenizer
-        token_bytes = tokenizer.token_bytes if self.config.stop_strings else None
-        found = generate(decoder, prompts, self.config, tokenizer.eos_ids, key, token_bytes)
+        found = self.model.continued(decoder, prompts, self.config, key)
         for talk, before, answer, ended, log_prob in zip(
             live, prompts, found.answers(), found.ended, found.sampled_log_prob, strict=False
         ):
@@ -216,9 +215,7 @@ def _after(model: LanguageModel, asked: Prompt, before: Sequence[Message], told:
 
 
 def _reset(environment: TextEnvironment, row: Row) -> str | None:
-    parameters = inspect.signature(environment.reset).parameters
-    everything = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-    told = environment.reset(**{name: value for name, value in row.items() if everything or name in parameters})
+    told = environment.reset(**taken(environment.reset, row))
     if told is not None and not isinstance(told, str):
         raise ValueError(f"{type(environment).__name__}.reset returned {told!r:.80}: give a text to put behind the prompt, or None")
     return told

@@ -11,7 +11,7 @@ import jax
 
 from advantage.llm import families, folder, lora
 from advantage.llm.decoder import Decoder
-from advantage.llm.generate import Generation, GenerationConfig, generate
+from advantage.llm.generate import Generation, GenerationConfig, Key, generate
 from advantage.llm.tokenizer import Tokenizer
 
 Prompt = Any
@@ -69,9 +69,12 @@ class LanguageModel:
     def write(self, prompts: Sequence[Prompt], seed: int = 0, **config: Any) -> Generation:
         """The same with tokens and log-probabilities."""
         settings = GenerationConfig(**config)
-        token_bytes = self.tokenizer.token_bytes if settings.stop_strings else None
-        encoded = [self.encode(prompt) for prompt in prompts]
-        return generate(self.decoder, encoded, settings, self.tokenizer.eos_ids, jax.random.key(seed), token_bytes)
+        return self.continued(self.decoder, [self.encode(prompt) for prompt in prompts], settings, jax.random.key(seed))
+
+    def continued(self, decoder: Decoder, prompts: Sequence[Sequence[int]], config: GenerationConfig, key: Key) -> Generation:
+        """Answers to prompts of tokens, by other weights of the same shapes."""
+        token_bytes = self.tokenizer.token_bytes if config.stop_strings else None
+        return generate(decoder, prompts, config, self.tokenizer.eos_ids, key, token_bytes)
 
     def save(self, path: str | os.PathLike) -> None:
         """Write a folder in Hugging Face's form, adapters merged into the weights, in the precision they have here."""

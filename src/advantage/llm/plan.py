@@ -21,7 +21,7 @@ from jaxtyping import PyTree
 from advantage.llm import lora, sharding
 from advantage.llm.decoder import Decoder, DecoderConfig, blank
 from advantage.llm.likelihood import LOGITS
-from advantage.llm.training import TrainingConfig
+from advantage.llm.training import TrainingConfig, decoder_of
 from advantage.platform import room_on
 
 GIB = 2**30
@@ -115,7 +115,7 @@ def memory(config: DecoderConfig, job: Job, network: PyTree | None = None, besid
     if job.algorithm not in WRITERS:
         return lasting | learning
     whole = AbstractMesh((job.mesh[0], 1, job.mesh[2]), sharding.AXES, axis_types=(AxisType.Auto,) * 3)
-    computing = _as(model.decoder if hasattr(model, "decoder") else model, job.compute)
+    computing = _as(decoder_of(model), job.compute)
     writing = {"weights to write with, whole along fsdp": on_a_device(whole, computing), "keys and values": cache(config, job),
                "prompts that are read": int(job.rows * job.batches * job.prompt * _a_layer(config, job, job.prompt))}  # fmt: skip
     return lasting | max(learning, writing, key=lambda part: sum(part.values()))
@@ -241,7 +241,7 @@ def require_room(algorithm: str, network: PyTree, args: TrainingConfig, lengths:
         lengths: tokens of a prompt and of an answer at most; of whole texts 1 and the rest.
         beside: what is only read, and is no part of the network.
     """
-    decoder = network if isinstance(network, Decoder) else network.decoder
+    decoder = decoder_of(network)
     adapters = lora.adapters(decoder)
     rank = next(iter(adapters.values())).down.shape[1] if adapters else 0
     writes = algorithm in WRITERS

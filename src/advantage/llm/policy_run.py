@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from advantage.llm import loop, sharding, training
-from advantage.llm.decoder import Decoder
 from advantage.llm.rollout import PolicyConfig, Rollouts, Sample, Scored
 from advantage.llm.training import Network, S
 
@@ -41,7 +40,7 @@ def run(
 
     def advance(state: S, number: int) -> tuple[S, loop.Report]:
         policy = training.network_of(state.learner, base)
-        scored = rollouts.at(training.computing(args, _decoder(policy)), number)
+        scored = rollouts.at(training.computing(args, training.decoder_of(policy)), number)
         state, report = learn(state, policy, scored, number)
         report = {**scored.report, **report, "tokens": float(scored.written.mask.sum())}
         watch.look(report)
@@ -50,7 +49,7 @@ def run(
         return state, report
 
     def save(state: S, path: pathlib.Path) -> None:
-        rollouts.model.of(_decoder(training.network_of(state.learner, base))).save_learned(path)
+        rollouts.model.of(training.decoder_of(training.network_of(state.learner, base))).save_learned(path)
 
     plan = loop.Plan(total, rollouts.per_epoch, training.said_of(args, len(rollouts.rows)))
     network = base
@@ -58,7 +57,7 @@ def run(
     def finish(state: S) -> None:
         nonlocal network
         network = training.copied(training.network_of(state.learner, base))
-        rollouts.model.decoder = _decoder(network)
+        rollouts.model.decoder = training.decoder_of(network)
 
     loop.run(args, plan, state, advance, save, finish, resume, history)
     return network
@@ -80,10 +79,6 @@ def evaluated(rollouts: Rollouts | None) -> dict[str, float]:
         raise ValueError("evaluate needs eval_dataset: give it to the trainer")
     with sharding.over(rollouts.args.mesh):
         return rollouts.evaluated(rollouts.model.decoder)
-
-
-def _decoder(network: Network) -> Decoder:
-    return network if isinstance(network, Decoder) else network.decoder
 
 
 class Watch:

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from advantage.llm import sharding
-from advantage.llm.dataset import Row
+from advantage.llm.dataset import Row, taken
 from advantage.llm.decoder import Decoder
 from advantage.llm.dialogue import TextEnvironment, answers, is_environment
 from advantage.llm.scorer import RewardModel, load_reward_model
@@ -151,8 +151,6 @@ def _called(each: RewardModel | RewardFunction | type[TextEnvironment], tokenize
 
 def _function(function: RewardFunction) -> Callable[[Asked], Any]:
     """Called with the arguments that it takes."""
-    parameters = inspect.signature(function).parameters
-    everything = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
 
     def call(asked: Asked) -> Any:
         chats = not isinstance(asked.asked[0], str)
@@ -162,7 +160,7 @@ def _function(function: RewardFunction) -> Callable[[Asked], Any]:
                  "completion_ids": [list(answer) for answer in asked.answers]}  # fmt: skip
         columns = dict.fromkeys(name for row in asked.rows for name in row if name not in ("prompt", *OURS))
         known |= {name: [row.get(name) for row in asked.rows] for name in columns}
-        return function(**(known if everything else {name: value for name, value in known.items() if name in parameters}))
+        return function(**taken(function, known))
 
     return call
 

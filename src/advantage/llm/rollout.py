@@ -18,7 +18,7 @@ from advantage.llm import training
 from advantage.llm.dataset import Dataset, read_rows, require
 from advantage.llm.decoder import Decoder
 from advantage.llm.dialogue import Conversation, Table
-from advantage.llm.generate import Generation, GenerationConfig, Key, bucket, check, generate, padded_left
+from advantage.llm.generate import Generation, GenerationConfig, Key, bucket, check, padded_left
 from advantage.llm.likelihood import likelihood
 from advantage.llm.model import LanguageModel
 from advantage.llm.rewards import Asked, Rewards
@@ -130,9 +130,7 @@ class Rollouts:
         require(self.rows, ("prompt",))
         rewards.check_columns(self.rows)
         self.table = self._table()
-        alone = [row["prompt"] for row in self.rows] if self.table is None else []
-        self.prompts = [_fitted(f"prompt {number}", model.encode(prompt), model.decoder, args) for number, prompt in enumerate(alone)]
-        self.prompts = self.prompts if self.table is None else self.table.check(self.rows)
+        self.prompts = self._encoded() if self.table is None else self.table.check(self.rows)
         self.answers = args.batch_size * args.gradient_accumulation_steps * batches
         if self.answers % group:
             raise ValueError(
@@ -142,6 +140,11 @@ class Rollouts:
         check(model.decoder, self.prompts, args.generation, model.tokenizer.eos_ids)
         rewards.check_context(max(map(len, self.prompts)) + args.max_completion_length)
         self.samples: list[Sample] = []
+
+    def _encoded(self) -> list[list[int]]:
+        """Each row's prompt as it is."""
+        rows = enumerate(self.rows)
+        return [_fitted(f"prompt {number}", self.model.encode(row["prompt"]), self.model.decoder, self.args) for number, row in rows]
 
     def _table(self) -> Table | None:
         """Where the environment answers, if there is one. No conversation is longer than policy and reward models can read."""
@@ -193,11 +196,9 @@ class Rollouts:
     def _alone(self, decoder: Decoder, chosen: Sequence[int], key: Key) -> Answers:
         """One answer each, and no more."""
         rows, prompts = [self.rows[row] for row in chosen], [self.prompts[row] for row in chosen]
-        tokenizer = self.model.tokenizer
-        token_bytes = tokenizer.token_bytes if self.args.stop_strings else None
-        found = generate(decoder, prompts, self.args.generation, tokenizer.eos_ids, key, token_bytes)
+        found = self.model.continued(decoder, prompts, self.args.generation, key)
         answers = found.answers()
-        texts = [tokenizer.continuation(*pair) for pair in zip(prompts, answers, strict=True)]
+        texts = [self.model.tokenizer.continuation(*pair) for pair in zip(prompts, answers, strict=True)]
         return Answers(_trimmed(found), Asked(rows, prompts, answers, texts), found.ended, {})
 
     def _in_turns(self, table: Table, decoder: Decoder, chosen: Sequence[int], key: Key) -> Answers:

@@ -171,6 +171,11 @@ def network_of(learner: Learner, network: Network) -> Network:
     return eqx.combine(jax.tree.map(lambda new, old: new.astype(old.dtype), learner.learned, before), network)
 
 
+def decoder_of(network: Network) -> Decoder:
+    """The network, or the decoder in it."""
+    return network if isinstance(network, Decoder) else network.decoder
+
+
 def copied(network: Network) -> Network:
     """For good; what does not learn is never given back, and stays where it is."""
     learned, rest = eqx.partition(network, lora.trained(network))
